@@ -1,0 +1,1 @@
+//! Layouts shared by all parts of Gaol.

@@ -1,0 +1,3 @@
+//! The cell that says hello.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The cell that measures timer latency.
+
+fn main() {}
