@@ -1,0 +1,115 @@
+//! The communication region: the page through which the hypervisor and one cell talk, as Jailhouse defines it.
+//!
+//! The cell may write to it at any time, so the hypervisor treats what it reads there as an allegation.
+
+use open_enum::open_enum;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Revision of the region's layout.
+pub const REVISION: u16 = 2;
+/// [`CommunicationRegion::signature`].
+pub const SIGNATURE: [u8; 6] = *b"JHCOMM";
+
+/// State of a cell, in [`CommunicationRegion::cell_state`] and from hypercall 6.
+#[open_enum]
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub enum CellState {
+    /// Runs and may be shut down.
+    Running = 0,
+    /// Runs and wants the set of cells to stay as it is.
+    RunningLocked = 1,
+    /// Does not run.
+    ShutDown = 2,
+    /// Every CPU of it is parked after a violation, or it did not answer in time.
+    Failed = 3,
+    /// It found a revision of the communication region that it does not know.
+    FailedRevision = 4,
+}
+
+/// Message to a cell, in [`CommunicationRegion::msg_to_cell`].
+#[open_enum]
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub enum Message {
+    /// None.
+    None = 0,
+    /// The cell shall end; it approves or denies.
+    ShutdownRequest = 1,
+    /// The set of cells has changed.
+    ReconfigCompleted = 2,
+}
+
+/// Answer of a cell, in [`CommunicationRegion::reply_from_cell`].
+#[open_enum]
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub enum Reply {
+    /// None so far.
+    None = 0,
+    /// The message is not known to the cell.
+    Unknown = 1,
+    /// Denied.
+    RequestDenied = 2,
+    /// Approved.
+    RequestApproved = 3,
+    /// Received.
+    Received = 4,
+}
+
+/// [`CommunicationRegion::flags`]: hypercall 8 is permitted to this cell.
+pub const FLAG_DEBUG_PUTC_PERMITTED: u32 = 1;
+/// [`CommunicationRegion::flags`]: the cell shall print by hypercall 8.
+pub const FLAG_DEBUG_PUTC_ACTIVE: u32 = 2;
+
+/// The cell's own console, as Jailhouse describes it. Gaol gives cells hypercall 8 instead: all zero.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Console {
+    /// Address of the registers.
+    pub address: u64,
+    /// Bytes of the registers.
+    pub size: u32,
+    /// Kind of device.
+    pub kind: u16,
+    /// How to access it.
+    pub flags: u16,
+    /// Baud rate divisor.
+    pub divider: u32,
+    /// Clock gate.
+    pub gate_number: u32,
+    /// Clock register.
+    pub clock_register: u64,
+}
+
+/// The region on x86.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CommunicationRegion {
+    /// [`SIGNATURE`].
+    pub signature: [u8; 6],
+    /// [`REVISION`].
+    pub revision: u16,
+    /// Written by the cell ([`CellState`]).
+    pub cell_state: u32,
+    /// Written by the hypervisor ([`Message`]).
+    pub msg_to_cell: u32,
+    /// Written by the cell ([`Reply`]).
+    pub reply_from_cell: u32,
+    /// `FLAG_…`.
+    pub flags: u32,
+    /// The cell's console device.
+    pub console: Console,
+    /// Physical base of the memory-mapped PCI configuration space, 0 where there is none.
+    pub pci_mmconfig_base: u64,
+    /// I/O port of the ACPI power management timer.
+    pub pm_timer_address: u16,
+    /// CPUs of the cell.
+    pub num_cpus: u16,
+    /// Frequency of the time stamp counter in kHz.
+    pub tsc_khz: u32,
+    /// Frequency of the APIC timer before its divider in kHz.
+    pub apic_khz: u32,
+    /// Keeps the layout free of padding.
+    pub reserved: u32,
+}

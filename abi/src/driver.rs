@@ -1,0 +1,148 @@
+//! The ioctls of `/dev/gaol` and its `mmap`.
+//!
+//! Every request carries [`crate::ABI_REVISION`] in `revision`; the module refuses another with `-EINVAL`. When an ioctl
+//! fails, `outcome` says why; the structure is copied back in every case. Names are zero-padded.
+//!
+//! `mmap` of `/dev/gaol` maps memory of cells that is shared with the root ([`crate::config::MEMORY_ROOT_SHARED`]):
+//! the offset is its host-physical address, as sysfs tells it.
+//!
+//! `read` returns the hypervisor's console from the start of the ring; it waits for more unless O_NONBLOCK is set, and
+//! after `disable` (or a failed `enable`) still tells the last text.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::NAME_LENGTH;
+use crate::outcome::Outcome;
+
+/// Type of all ioctls: `_IOWR(IOCTL_TYPE, number, structure)`.
+pub const IOCTL_TYPE: u8 = b'G';
+/// [`EnableRequest`].
+pub const IOCTL_ENABLE: u8 = 0;
+/// [`CellCommand`] without a cell.
+pub const IOCTL_DISABLE: u8 = 1;
+/// [`CellCreateRequest`].
+pub const IOCTL_CELL_CREATE: u8 = 2;
+/// [`CellLoadRequest`].
+pub const IOCTL_CELL_LOAD: u8 = 3;
+/// [`CellCommand`].
+pub const IOCTL_CELL_START: u8 = 4;
+/// [`CellCommand`].
+pub const IOCTL_CELL_SHUTDOWN: u8 = 5;
+/// [`CellCommand`].
+pub const IOCTL_CELL_DESTROY: u8 = 6;
+
+/// [`CellCommand::flags`]: do not ask the cell.
+pub const FLAG_FORCE: u32 = 1;
+
+/// Enables the hypervisor.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct EnableRequest {
+    /// [`crate::ABI_REVISION`].
+    pub revision: u32,
+    /// Fault injection: CPU, see [`crate::handover::LaunchParameters::fault_cpu`].
+    pub fault_cpu: u32,
+    /// Fault injection: step; 0 for none.
+    pub fault_step: u32,
+    /// Zero.
+    pub flags: u32,
+    /// User address of the image.
+    pub image: u64,
+    /// Bytes of the image.
+    pub image_size: u64,
+    /// User address of the system configuration.
+    pub config: u64,
+    /// Bytes of the system configuration.
+    pub config_size: u64,
+    /// Out: where the hypervisor's memory is.
+    pub region_physical: u64,
+    /// Out: its size in bytes.
+    pub region_size: u64,
+    /// Out: cycles from the first CPU's entry into the hypervisor to the return of the last.
+    pub cycles: u64,
+    /// Out: why not.
+    pub outcome: Outcome,
+}
+
+/// Names a cell.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CellReference {
+    /// Id of the cell, or -1: by name.
+    pub id: i32,
+    /// Zero.
+    pub reserved: u32,
+    /// Name of the cell.
+    pub name: [u8; NAME_LENGTH],
+}
+
+/// Creates a cell.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CellCreateRequest {
+    /// [`crate::ABI_REVISION`].
+    pub revision: u32,
+    /// Out: id of the cell.
+    pub id: i32,
+    /// User address of the cell configuration.
+    pub config: u64,
+    /// Bytes of the cell configuration.
+    pub config_size: u64,
+    /// Out: cycles spent in the hypervisor, scrubbing apart.
+    pub cycles: u64,
+    /// Out: cycles spent on scrubbing.
+    pub scrub_cycles: u64,
+    /// Out: why not.
+    pub outcome: Outcome,
+}
+
+/// A piece of memory to load.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LoadImage {
+    /// User address.
+    pub source: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Guest-physical address.
+    pub target: u64,
+}
+
+/// Most images of one [`CellLoadRequest`].
+pub const MAX_LOAD_IMAGES: u32 = 16;
+
+/// Stops a cell and loads images into it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CellLoadRequest {
+    /// [`crate::ABI_REVISION`].
+    pub revision: u32,
+    /// Number of images.
+    pub image_count: u32,
+    /// The cell.
+    pub cell: CellReference,
+    /// User address of [`LoadImage`]s.
+    pub images: u64,
+    /// Out: cycles spent in the hypervisor.
+    pub cycles: u64,
+    /// Out: why not.
+    pub outcome: Outcome,
+}
+
+/// Starts, shuts down or destroys a cell; or disables the hypervisor.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CellCommand {
+    /// [`crate::ABI_REVISION`].
+    pub revision: u32,
+    /// [`FLAG_FORCE`].
+    pub flags: u32,
+    /// The cell.
+    pub cell: CellReference,
+    /// Out: cycles spent in the hypervisor, scrubbing apart.
+    pub cycles: u64,
+    /// Out: cycles spent on scrubbing.
+    pub scrub_cycles: u64,
+    /// Out: why not.
+    pub outcome: Outcome,
+}

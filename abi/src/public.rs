@@ -1,0 +1,137 @@
+//! The pages of the hypervisor that the root cell may read: counters, states, fault records and the console ring.
+//!
+//! The root has them mapped read-only, so reading them costs no exit and stops no CPU. Every field is written by one CPU
+//! at a time with plain aligned stores; a reader may see a counter a moment old but never torn.
+//!
+//! Layout: one [`SystemPublic`] page, [`RING_PAGES`] pages of console ring ([`RingHeader`] and text), then one
+//! [`CpuPublic`] page for each CPU.
+
+use open_enum::open_enum;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::exit::COUNTERS;
+use crate::handover::GeneralRegisters;
+use crate::outcome::Outcome;
+
+/// Pages of the console ring.
+pub const RING_PAGES: u64 = 4;
+/// Offset of the ring from the start of the public pages.
+pub const RING_OFFSET: u64 = 4096;
+/// Bytes of text that the ring keeps.
+pub const RING_TEXT: usize = (RING_PAGES as usize) * 4096 - 64;
+/// Offset of the first CPU's page from the start of the public pages.
+pub const CPU_OFFSET: u64 = RING_OFFSET + RING_PAGES * 4096;
+
+/// The first page.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SystemPublic {
+    /// [`crate::ABI_REVISION`] once the hypervisor runs.
+    pub abi_revision: u32,
+    /// CPUs under the hypervisor.
+    pub cpu_count: u32,
+    /// Frames in the pool.
+    pub frames_total: u64,
+    /// Frames in use.
+    pub frames_used: u64,
+    /// Why the last management operation failed; all zero when it did not.
+    pub last_outcome: Outcome,
+    /// Frequency of the time stamp counter in kHz.
+    pub tsc_khz: u32,
+    /// Frequency of the APIC timer before its divider in kHz, as measured; 0 until a cell was created.
+    pub apic_khz: u32,
+    /// Bytes of the image that are text, read-only data, and data with what is zero at the start.
+    pub image_bytes: [u64; 3],
+    /// Cells that exist, the root cell included.
+    pub cells: u64,
+    /// Cycles that the last cell creation spent on restarting CPUs whose APIC could not change its mode otherwise.
+    pub restart_cycles: u64,
+}
+
+/// The start of the console ring; [`RING_TEXT`] bytes of text follow at offset 64.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct RingHeader {
+    /// Bytes written since the launch (atomic); byte n of the stream is at `n % RING_TEXT`.
+    pub written: u64,
+}
+
+/// Offset of the text from the start of the ring.
+pub const RING_TEXT_OFFSET: u64 = 64;
+
+/// What a CPU does.
+#[open_enum]
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub enum CpuState {
+    /// Not under the hypervisor.
+    Outside = 0,
+    /// Runs its cell.
+    Running = 1,
+    /// Belongs to a cell that does not run, or waits for a startup IPI.
+    Waiting = 2,
+    /// Parked after a violation; see [`CpuPublic::fault`].
+    Failed = 3,
+}
+
+/// What a guest did that its CPU was stopped for (or, in the root cell, the last thing that was overruled).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct FaultRecord {
+    /// Number of faults of this CPU since it joined its cell; 0: the rest means nothing.
+    pub count: u32,
+    /// Id of the cell.
+    pub cell: u32,
+    /// Basic exit reason.
+    pub exit_reason: u32,
+    /// Bytes of [`FaultRecord::instruction`] that could be read.
+    pub instruction_length: u32,
+    /// Exit qualification; of a port access as the SDM has it, of MSRs 0.
+    pub qualification: u64,
+    /// Guest-physical address, port, or MSR number.
+    pub address: u64,
+    /// RIP of the guest.
+    pub rip: u64,
+    /// RFLAGS of the guest.
+    pub rflags: u64,
+    /// CR0 of the guest.
+    pub cr0: u64,
+    /// CR3 of the guest.
+    pub cr3: u64,
+    /// CR4 of the guest.
+    pub cr4: u64,
+    /// Base of CS.
+    pub cs_base: u64,
+    /// Time stamp counter.
+    pub time: u64,
+    /// General registers.
+    pub registers: GeneralRegisters,
+    /// Bytes at RIP.
+    pub instruction: [u8; 16],
+}
+
+/// A CPU's page.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CpuPublic {
+    /// Exits by reason since the CPU joined its cell: see [`crate::exit`].
+    pub exits: [u64; COUNTERS],
+    /// What the CPU does.
+    pub state: CpuState,
+    /// Id of the cell that the CPU belongs to.
+    pub cell: u32,
+    /// The last fault.
+    pub fault: FaultRecord,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_part_fits_its_pages() {
+        assert!(size_of::<SystemPublic>() <= 4096);
+        assert!(size_of::<CpuPublic>() <= 4096);
+        assert!(size_of::<RingHeader>() as u64 <= RING_TEXT_OFFSET);
+    }
+}
