@@ -1,0 +1,116 @@
+//! How a machine is described to Bochs, which is the emulator that has VMX.
+//!
+//! Time is counted in emulated instructions and starts at a fixed date, so that figures repeat from run to run.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::disk::Geometry;
+use crate::machine::Spec;
+
+/// Where the machine's files are, below its directory.
+pub(crate) const DISK: &str = "disk.img";
+const CONFIGURATION: &str = "bochsrc";
+const DEBUGGER_COMMANDS: &str = "bochs.rc";
+/// What Bochs reports on the hardware it emulates.
+pub(crate) const LOG: &str = "bochs.log";
+/// The second serial port, where the hypervisor's own console writes.
+pub(crate) const SECOND_SERIAL: &str = "hypervisor.log";
+/// 1 January 2026, 00:00 UTC: any fixed date will do.
+const START_OF_TIME: u64 = 1_767_225_600;
+
+/// The command that runs the machine in `directory`, which connects its first serial port to `port` of this host.
+pub(crate) fn command(
+    spec: &Spec,
+    directory: &Path,
+    geometry: Geometry,
+    port: u16,
+) -> Result<Command> {
+    // Left behind when an emulator was killed; it would refuse to start.
+    let _ = fs::remove_file(directory.join(format!("{DISK}.lock")));
+    let write = |name: &str, text: String| {
+        let path = directory.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    write(CONFIGURATION, configuration(spec, geometry, port))?;
+    // Debian's Bochs stops in its debugger first.
+    write(DEBUGGER_COMMANDS, "c\n".to_owned())?;
+    let output = fs::File::create(directory.join("bochs.out"))?;
+    // Ended by the kernel when this process dies, however it does.
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "bochs", "-q", "-f", CONFIGURATION])
+        .args(["-rc", DEBUGGER_COMMANDS])
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output);
+    Ok(command)
+}
+
+fn configuration(spec: &Spec, geometry: Geometry, port: u16) -> String {
+    let verbosity = if spec.report { "report" } else { "ignore" };
+    let Geometry {
+        cylinders,
+        heads,
+        sectors_per_track,
+    } = geometry;
+    format!(
+        "cpu: model={model}, count={cpus}:1:1, ips={ips}, reset_on_triple_fault=0, ignore_bad_msrs=1
+memory: guest={memory}, host={memory}
+romimage: file=/usr/share/bochs/BIOS-bochs-latest, options=fastboot
+vgaromimage: file=/usr/share/vgabios/vgabios.bin
+pci: enabled=1, chipset=i440fx
+ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
+ata0-master: type=disk, mode=flat, path={DISK}, cylinders={cylinders}, heads={heads}, spt={sectors_per_track}
+boot: disk
+log: {LOG}
+com1: enabled=1, mode=socket-client, dev=localhost:{port}
+com2: enabled=1, mode=file, dev={SECOND_SERIAL}
+clock: sync=none, time0={START_OF_TIME}
+display_library: rfb, options=\"timeout=0\"
+vga: realtime=0
+speaker: enabled=0
+sound: driver=dummy
+panic: action=fatal
+error: action={verbosity}
+info: action={verbosity}
+",
+        model = spec.model,
+        cpus = spec.cpus,
+        ips = spec.instructions_per_second,
+        memory = spec.memory_mib,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_describes_the_machine() {
+        let mut spec = Spec::new("name");
+        spec.cpus = 3;
+        spec.memory_mib = 768;
+        let geometry = Geometry {
+            cylinders: 7,
+            heads: 16,
+            sectors_per_track: 63,
+        };
+        let text = configuration(&spec, geometry, 4711);
+        for part in [
+            "count=3:1:1",
+            "guest=768, host=768",
+            "localhost:4711",
+            "cylinders=7, heads=16, spt=63",
+            "info: action=ignore",
+        ] {
+            assert!(text.contains(part), "{part} is missing");
+        }
+        spec.report = true;
+        assert!(configuration(&spec, geometry, 1).contains("info: action=report"));
+    }
+}
