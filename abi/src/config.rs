@@ -13,7 +13,7 @@ pub const SYSTEM_SIGNATURE: [u8; 8] = *b"GAOLSYS\0";
 /// [`CellHeader::signature`].
 pub const CELL_SIGNATURE: [u8; 8] = *b"GAOLCEL\0";
 /// Largest size of a configuration file in bytes.
-pub const MAX_SIZE: u64 = 64 << 10;
+pub const MAX_SIZE: u64 = 16 << 10;
 /// Most memory regions of a cell.
 pub const MAX_MEMORY_REGIONS: usize = 32;
 /// Most port ranges of a cell.

@@ -17,16 +17,19 @@ pub const CPUID_SIGNATURE: [u8; 12] = *b"Jailhouse\0\0\0";
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hypercall {
-    /// Gives the machine back to Linux; on all CPUs of the root cell at the same time.
+    /// Gives the machine back to Linux; on all CPUs of the root cell that are online, at the same time. RDI: how many
+    /// these are. The other CPUs of the root cell go on natively in the loop that Linux left them in.
     Disable = 0,
     /// Creates a cell from the configuration at the guest-physical address RDI. Returns the cell's id.
     CellCreate = 1,
     /// Starts the cell RDI.
     CellStart = 2,
     /// Stops the cell RDI if it runs and maps its loadable memory into the root cell. RSI: [`DESTROY_FORCE`].
+    /// `-EAGAIN`: the cell was asked to end and has not answered; wait a moment and call again. The hypervisor keeps
+    /// the deadline and refuses when it has passed.
     CellSetLoadable = 3,
-    /// Destroys the cell RDI. RSI: [`DESTROY_FORCE`]. `-EAGAIN`: call [`Hypercall::Scrub`] until it returns 0, then
-    /// this again.
+    /// Destroys the cell RDI. RSI: [`DESTROY_FORCE`]. `-EAGAIN`: call [`Hypercall::Scrub`] until it returns 0, wait a
+    /// moment when it returned 0 at once (the cell was asked to end and has not answered), then call this again.
     CellDestroy = 4,
     /// Tells a number about the hypervisor: RDI is an [`InfoType`].
     GetInfo = 5,
