@@ -28,10 +28,10 @@ pub const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long an emulator may take to connect its console.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the stock kernel needs to be told on an emulator: a fast console, no MWAIT (wake-ups get lost), and no work
-/// that only costs time there.
+/// What the stock kernel needs to be told on an emulator: a fast console, no MWAIT (wake-ups get lost), and no
+/// work that only costs time there (half of the boot is self-tests of ciphers).
 const COMMAND_LINE: &str = "console=ttyS0,115200 quiet nokaslr idle=nomwait mitigations=off random.trust_cpu=on \
-                            tsc=reliable no_timer_check";
+                            tsc=reliable no_timer_check cryptomgr.notests";
 
 /// A machine to be started.
 #[derive(Clone, Debug)]
