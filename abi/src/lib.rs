@@ -10,8 +10,10 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "c-header")]
 extern crate alloc;
 
+#[cfg(feature = "c-header")]
 pub mod c_header;
 pub mod checksum;
 pub mod communication;
