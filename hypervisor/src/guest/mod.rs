@@ -1,0 +1,1 @@
+//! What guests do: how an exit is understood and answered.
