@@ -86,7 +86,7 @@ pub enum Reason {
     CpuNotBack = 49,
     /// The region's address, size or flags are wrong [index of the region].
     RegionInvalid = 50,
-    /// The region overlaps another of the same cell, in guest-physical memory [index].
+    /// The region overlaps another of the same cell, in guest-physical or host-physical memory [index].
     RegionOverlap = 51,
     /// The memory belongs to another cell [address].
     MemoryOwned = 52,
@@ -128,6 +128,8 @@ pub enum Reason {
     NotLoaded = 70,
     /// The memory is not RAM that Linux gave [address].
     MemoryNotRam = 71,
+    /// The port range is empty, ends beyond port 0xffff or overlaps another of the same cell [first port].
+    PortsInvalid = 72,
 }
 
 /// A failure in numbers, or success with all fields 0.

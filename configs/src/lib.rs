@@ -1,1 +1,21 @@
-//! Configuration schema, checks and compiler.
+//! The configuration of Gaol: its binary form, the ledger of who owns what, and (with the feature `std`) the TOML
+//! files that people write, their compiler and its explanations.
+//!
+//! The lower layer ([`binary`], [`ledger`]) needs no heap and no operating system: the hypervisor judges what it is
+//! given with the very code that judged it in the command line tool before.
+//!
+//! Invariant: no input makes the lower layer panic, and what it accepts leaves every page, CPU and port with one owner.
+#![cfg_attr(not(any(feature = "std", test)), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod binary;
+pub mod cpu_set;
+#[cfg(feature = "std")]
+pub mod encode;
+pub mod ledger;
+
+pub use address::{GuestPhysical, HostPhysical, Range};
+pub use binary::{CellView, Refusal, SystemView};
+pub use cpu_set::CpuSet;
+pub use ledger::{CellId, Ledger, Machine};
