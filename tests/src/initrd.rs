@@ -150,6 +150,11 @@ fn append(archive: &mut Vec<u8>, inode: usize, path: &str, node: &Node) {
     archive.resize(archive.len().next_multiple_of(4), 0);
 }
 
+/// Whether this host has the busybox that every machine needs.
+pub fn has_static_busybox() -> bool {
+    fs::read(BUSYBOX).is_ok_and(|program| is_static(&program).is_ok_and(|is_static| is_static))
+}
+
 /// Whether an ELF program runs without an interpreter.
 fn is_static(program: &[u8]) -> Result<bool> {
     let header = FileHeader64::<LittleEndian>::parse(program).context("it is no ELF file")?;

@@ -12,3 +12,5 @@ pub mod disk;
 pub mod initrd;
 pub mod kernel;
 pub mod machine;
+pub mod runner;
+pub mod system;

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use gaol_tests::artefacts;
 use gaol_tests::machine::{Machine, Spec};
+use gaol_tests::runner;
 
 /// What the machine is like, and what it is to do.
 #[derive(clap::Args)]
@@ -121,20 +122,7 @@ fn spec(arguments: &Arguments) -> Result<Spec> {
         spec.files.push((there.to_owned(), PathBuf::from(here)));
     }
     if arguments.gaol {
-        let directory = artefacts::gaol();
-        let entries = std::fs::read_dir(&directory)
-            .context("nothing was built yet: run `cargo xtask build`")?;
-        for entry in entries {
-            let path = entry?.path();
-            if path.is_file() {
-                let file = path.file_name().unwrap_or_default().to_string_lossy();
-                spec.files.push((format!("root/{file}"), path.clone()));
-            }
-        }
-        ensure!(
-            !spec.files.is_empty(),
-            "nothing was built yet: run `cargo xtask build`"
-        );
+        spec = runner::with_artefacts(spec)?;
     }
     Ok(spec)
 }
