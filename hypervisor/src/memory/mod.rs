@@ -3,3 +3,5 @@
 
 pub mod address;
 pub mod frames;
+pub mod memory_types;
+pub mod page_table;
