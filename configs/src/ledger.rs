@@ -217,6 +217,14 @@ impl Ledger {
         })
     }
 
+    /// A cell that has `range` or a part of it among its memory, shared memory included.
+    #[must_use]
+    pub fn user_of_memory(&self, range: Range<HostPhysical>) -> Option<CellId> {
+        let uses = |holding: &Holding| holding.memory().any(|memory| memory.range.overlaps(range));
+        let mut cells = self.cells();
+        cells.find(|(_, holding)| uses(holding)).map(|(id, _)| id)
+    }
+
     /// The cell that a port belongs to.
     #[must_use]
     pub fn owner_of_port(&self, port: u16) -> CellId {

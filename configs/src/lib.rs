@@ -10,12 +10,33 @@
 
 pub mod address;
 pub mod binary;
+#[cfg(feature = "std")]
+pub mod check;
+#[cfg(feature = "std")]
+pub mod compile;
 pub mod cpu_set;
 #[cfg(feature = "std")]
 pub mod encode;
+#[cfg(feature = "std")]
+pub mod explain;
 pub mod ledger;
+#[cfg(feature = "std")]
+pub mod problem;
+#[cfg(feature = "std")]
+pub mod quantity;
+#[cfg(feature = "std")]
+pub mod schema;
+#[cfg(feature = "std")]
+mod toml_problem;
 
 pub use address::{GuestPhysical, HostPhysical, Range};
 pub use binary::{CellView, Refusal, SystemView};
+#[cfg(feature = "std")]
+pub use compile::{Cell, System};
 pub use cpu_set::CpuSet;
 pub use ledger::{CellId, Ledger, Machine};
+#[cfg(feature = "std")]
+pub use problem::Problem;
+
+#[cfg(all(test, feature = "std"))]
+mod shipped_tests;

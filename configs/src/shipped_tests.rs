@@ -1,0 +1,59 @@
+//! The files that come with Gaol are right.
+
+use std::fs;
+use std::path::Path;
+
+use crate::check::{any_machine, check};
+use crate::compile::{Cell, System};
+use crate::cpu_set::CpuSet;
+use crate::ledger::Machine;
+
+/// Name and text of each configuration, the crate's own manifest apart.
+fn files() -> Vec<(String, String)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<(String, String)> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "toml")
+        })
+        .filter(|path| !path.ends_with("Cargo.toml"))
+        .map(|path| {
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            (name, fs::read_to_string(path).unwrap())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn each_cell_fits_the_emulated_machine() {
+    let machine = Machine {
+        cpus: CpuSet::first(4),
+        ..any_machine()
+    };
+    let (systems, cells): (Vec<_>, Vec<_>) =
+        files().into_iter().partition(|(name, _)| name == "bochs");
+    let system = System::from_toml("bochs.toml", &systems[0].1).unwrap();
+    assert_eq!(system.view().console_port(), Some(0x2f8));
+    assert!(cells.len() >= 4);
+    for (name, text) in cells {
+        let cell = Cell::from_toml(&name, &text).unwrap_or_else(|problem| panic!("{problem}"));
+        assert_eq!(cell.view().name(), name);
+        let problems = check(machine, &system, &[cell]);
+        assert!(problems.is_empty(), "{problems:?}");
+    }
+}
+
+#[test]
+fn hello_and_latency_run_together() {
+    let files = files();
+    let cell = |wanted: &str| {
+        let (name, text) = files.iter().find(|(name, _)| name == wanted).unwrap();
+        Cell::from_toml(name, text).unwrap()
+    };
+    let cells = [cell("hello"), cell("latency")];
+    assert!(check(any_machine(), &System::built_in(), &cells).is_empty());
+}
