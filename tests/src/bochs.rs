@@ -9,16 +9,14 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 
 use crate::disk::Geometry;
-use crate::machine::Spec;
+use crate::machine::{SECOND_SERIAL, Spec};
 
 /// Where the machine's files are, below its directory.
 pub(crate) const DISK: &str = "disk.img";
 const CONFIGURATION: &str = "bochsrc";
 const DEBUGGER_COMMANDS: &str = "bochs.rc";
 /// What Bochs reports on the hardware it emulates.
-pub(crate) const LOG: &str = "bochs.log";
-/// The second serial port, where the hypervisor's own console writes.
-pub(crate) const SECOND_SERIAL: &str = "hypervisor.log";
+const LOG: &str = "bochs.log";
 /// 1 January 2026, 00:00 UTC: any fixed date will do.
 const START_OF_TIME: u64 = 1_767_225_600;
 

@@ -12,5 +12,6 @@ pub mod disk;
 pub mod initrd;
 pub mod kernel;
 pub mod machine;
+pub mod qemu;
 pub mod runner;
 pub mod system;

@@ -7,7 +7,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,10 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::artefacts;
 use crate::bochs;
 use crate::console::{Console, Output};
-use crate::disk::{BootImage, Geometry};
+use crate::disk::BootImage;
 use crate::initrd::Initrd;
 use crate::kernel::Kernel;
+use crate::qemu;
 
 /// How long a command may take unless told otherwise. An emulator shares its host, so there is much room.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
@@ -33,16 +34,30 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 const COMMAND_LINE: &str = "console=ttyS0,115200 quiet nokaslr idle=nomwait mitigations=off random.trust_cpu=on \
                             tsc=reliable no_timer_check cryptomgr.notests";
 
+/// The second serial port, where the hypervisor's own console writes.
+pub(crate) const SECOND_SERIAL: &str = "hypervisor.log";
+
+/// What a machine runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Platform {
+    /// Bochs, which emulates VMX and counts time in instructions.
+    Bochs,
+    /// QEMU with the host's own VMX.
+    Kvm,
+}
+
 /// A machine to be started.
 #[derive(Clone, Debug)]
 pub struct Spec {
     /// The name of its directory.
     pub name: String,
+    /// What it runs on.
+    pub platform: Platform,
     /// Number of CPUs.
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// The emulator's name of the CPU model.
+    /// The emulator's name of the CPU model; of no meaning with KVM.
     pub model: String,
     /// How many emulated instructions make a second of the machine's time.
     pub instructions_per_second: u64,
@@ -65,6 +80,7 @@ impl Spec {
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
+            platform: Platform::Bochs,
             cpus: 4,
             memory_mib: 512,
             model: "corei7_haswell_4770".to_owned(),
@@ -97,6 +113,29 @@ impl Spec {
     pub fn module(mut self, name: &str) -> Self {
         self.modules.push(name.to_owned());
         self
+    }
+
+    /// The command that runs the machine, with its first serial port connected to `port` of this host.
+    fn emulator(&self, directory: &Path, port: u16) -> Result<Command> {
+        let kernel = Kernel::find()?;
+        let initrd = self.initrd(&kernel)?;
+        let command_line = format!("{COMMAND_LINE} {}", self.command_line);
+        let command_line = command_line.trim();
+        match self.platform {
+            Platform::Kvm => {
+                qemu::command(self, directory, &kernel.image, &initrd, command_line, port)
+            }
+            Platform::Bochs => {
+                let image = BootImage {
+                    kernel: &kernel.unpack()?,
+                    initrd: &initrd,
+                    command_line,
+                    memory_mib: self.memory_mib,
+                };
+                let geometry = image.write(&directory.join(bochs::DISK), directory)?;
+                bochs::command(self, directory, geometry, port)
+            }
+        }
     }
 
     fn initrd(&self, kernel: &Kernel) -> Result<Vec<u8>> {
@@ -145,17 +184,7 @@ impl Machine {
             .with_context(|| format!("cannot create {}", directory.display()))?;
         let lock = lock(&directory)?;
 
-        let kernel = Kernel::find()?;
-        let initrd = spec.initrd(&kernel)?;
-        let geometry = BootImage {
-            kernel: &kernel.unpack()?,
-            initrd: &initrd,
-            command_line: format!("{COMMAND_LINE} {}", spec.command_line).trim(),
-            memory_mib: spec.memory_mib,
-        }
-        .write(&directory.join(bochs::DISK), &directory)?;
-
-        let (emulator, stream) = start(spec, &directory, geometry)?;
+        let (emulator, stream) = start(|port| spec.emulator(&directory, port), &directory)?;
         let console = Console::new(stream, &directory.join("console.log"));
         let mut machine = Self {
             emulator,
@@ -239,7 +268,7 @@ impl Machine {
 
     /// What its second serial port has said: the hypervisor's own console.
     pub fn hypervisor_log(&self) -> String {
-        fs::read(self.directory.join(bochs::SECOND_SERIAL))
+        fs::read(self.directory.join(SECOND_SERIAL))
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     }
@@ -297,12 +326,15 @@ impl Drop for Emulator {
 }
 
 /// Starts the emulator and takes the connection of its console.
-fn start(spec: &Spec, directory: &Path, geometry: Geometry) -> Result<(Emulator, TcpStream)> {
+fn start(
+    command: impl FnOnce(u16) -> Result<Command>,
+    directory: &Path,
+) -> Result<(Emulator, TcpStream)> {
     // The emulator connects to this side, so that nobody else can get hold of the port in between.
     let listener = TcpListener::bind("127.0.0.1:0").context("cannot open a local port")?;
     let port = listener.local_addr()?.port();
     listener.set_nonblocking(true)?;
-    let child = bochs::command(spec, directory, geometry, port)?
+    let child = command(port)?
         .spawn()
         .context("cannot run the emulator: run `cargo xtask setup`")?;
     let mut emulator = Emulator(child);
@@ -320,8 +352,7 @@ fn start(spec: &Spec, directory: &Path, geometry: Geometry) -> Result<(Emulator,
         }
     }
     bail!(
-        "the emulator does not start; {} and {} say why",
-        artefacts::display(&directory.join("bochs.out")),
-        artefacts::display(&directory.join(bochs::LOG))
+        "the emulator does not start; its logs in {} say why",
+        artefacts::display(directory)
     )
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use gaol_tests::artefacts;
-use gaol_tests::machine::{Machine, Spec};
+use gaol_tests::machine::{Machine, Platform, Spec};
 use gaol_tests::runner;
 
 /// What the machine is like, and what it is to do.
@@ -28,6 +28,9 @@ pub struct Arguments {
     /// Go on when a command fails
     #[arg(long)]
     keep_going: bool,
+    /// Run on the host's own VMX, with KVM
+    #[arg(long)]
+    kvm: bool,
     /// Number of CPUs
     #[arg(long, default_value_t = 4)]
     cpus: u32,
@@ -107,6 +110,9 @@ fn spec(arguments: &Arguments) -> Result<Spec> {
         None => format!("boot-{}", std::process::id()),
     };
     let mut spec = Spec::new(&name);
+    if arguments.kvm {
+        spec.platform = Platform::Kvm;
+    }
     spec.cpus = arguments.cpus;
     spec.memory_mib = arguments.memory;
     spec.report |= arguments.bochs_report;

@@ -4,10 +4,12 @@
 
 mod boot;
 mod build;
+mod demo;
 mod flatten;
 mod process;
 mod progress;
 mod setup;
+mod table;
 mod test;
 mod toolchain;
 
