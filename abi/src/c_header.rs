@@ -392,8 +392,8 @@ pub fn generate() -> String {
     format!(
         "/* SPDX-License-Identifier: Apache-2.0 OR MIT */\n\
          /* Generated from the crate gaol-abi: change it there. */\n\
-         #ifndef GAOL_ABI_H\n#define GAOL_ABI_H\n\n{}\n#ifndef __ASSEMBLY__\n\n\
-         #include <linux/ioctl.h>\n#include <linux/types.h>\n\n{}#endif /* __ASSEMBLY__ */\n#endif /* GAOL_ABI_H */\n",
+         #ifndef GAOL_ABI_H\n#define GAOL_ABI_H\n\n{}\n#ifndef __ASSEMBLER__\n\n\
+         #include <linux/ioctl.h>\n#include <linux/types.h>\n\n{}#endif /* __ASSEMBLER__ */\n#endif /* GAOL_ABI_H */\n",
         header.definitions, header.structures
     )
 }

@@ -30,7 +30,7 @@
 //! their bases, DR7, then all general registers, and returns with IRETQ from a frame on the handover page.
 //!
 //! NMIs and machine checks that hit the emergency handlers are counted in [`HandoverPage::nmi_count`] and
-//! [`HandoverPage::machine_check_count`]; the handlers find the page through SGDT (the GDT lies in it). One NMI is
+//! [`HandoverPage::machine_check_count`]; the handlers find the page through SIDT (the IDT lies in it). One NMI is
 //! injected at the first VM entry when the count is not 0, and the count then set to 0; on a native way back the module
 //! raises one by INT 2.
 
