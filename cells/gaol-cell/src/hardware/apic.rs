@@ -1,0 +1,97 @@
+//! The local APIC in x2APIC mode, in which the hypervisor starts each CPU of a cell.
+//!
+//! Timer, end of interrupt, task priority and self IPI cause no VM exits.
+
+use core::time::Duration;
+
+use super::instructions::{cpuid, fence_apic_writes, read_msr, read_tsc, write_msr};
+use crate::frequency::Frequency;
+use crate::registers::{APIC_ENABLE, Msr, TimerCount, TimerMode, Vector, timer_entry};
+
+/// Enables the local APIC of this CPU, with the timer masked.
+pub(super) fn enable() {
+    write(Msr::TimerEntry, timer_entry(TimerMode::OneShot, None));
+    write(Msr::TaskPriority, 0);
+    write(
+        Msr::SpuriousInterrupt,
+        APIC_ENABLE | u64::from(Vector::SPURIOUS),
+    );
+}
+
+/// Writes a register of the local APIC.
+fn write(register: Msr, value: u64) {
+    // SAFETY: These registers make interrupts, for which every vector has an entry; they touch no memory.
+    unsafe { write_msr(register, value) };
+}
+
+/// The x2APIC id of this CPU.
+pub fn id() -> u32 {
+    read_msr(Msr::ApicId) as u32
+}
+
+/// Signals the end of the interrupt in service.
+pub fn end_of_interrupt() {
+    write(Msr::EndOfInterrupt, 0);
+}
+
+/// Sends an interrupt to this CPU.
+pub fn send_self(vector: Vector) {
+    write(Msr::SelfIpi, vector.number().into());
+}
+
+/// Whether the timer can expire at a value of the time stamp counter.
+pub fn has_tsc_deadline() -> bool {
+    cpuid(1).ecx & 1 << 24 != 0
+}
+
+/// Sets the timer to expire at values of the time stamp counter, which [`set_deadline`] names one by one.
+pub fn use_deadlines(vector: Vector) {
+    write(
+        Msr::TimerEntry,
+        timer_entry(TimerMode::TscDeadline, Some(vector)),
+    );
+    fence_apic_writes();
+}
+
+/// The timer expires when the time stamp counter is at `deadline`; at once if it is there already.
+pub fn set_deadline(deadline: u64) {
+    write(Msr::TscDeadline, deadline);
+}
+
+/// Starts the timer: it expires after `count`, once or over and over again.
+pub fn start_timer(vector: Vector, mode: TimerMode, count: TimerCount) {
+    write(Msr::TimerEntry, timer_entry(mode, Some(vector)));
+    fence_apic_writes();
+    write(Msr::TimerDivide, count.divide_configuration());
+    write(Msr::TimerInitialCount, count.count().into());
+}
+
+/// What the timer has counted down to.
+pub fn current_count() -> u32 {
+    read_msr(Msr::TimerCurrentCount) as u32
+}
+
+/// Stops the timer, in whatever mode it is.
+pub fn stop_timer() {
+    write(Msr::TimerEntry, timer_entry(TimerMode::OneShot, None));
+    fence_apic_writes();
+    write(Msr::TimerInitialCount, 0);
+}
+
+/// Measures the frequency of the timer before its divider against the time stamp counter, for 10 ms.
+pub(super) fn measure_timer(tsc: Frequency) -> Option<Frequency> {
+    let longest = TimerCount::LONGEST;
+    write(Msr::TimerEntry, timer_entry(TimerMode::OneShot, None));
+    write(Msr::TimerDivide, longest.divide_configuration());
+    fence_apic_writes();
+    let start = read_tsc();
+    write(Msr::TimerInitialCount, longest.count().into());
+    let wait = tsc.cycles(Duration::from_millis(10));
+    while read_tsc().wrapping_sub(start) < wait {
+        core::hint::spin_loop();
+    }
+    let current = current_count();
+    let passed = read_tsc().wrapping_sub(start);
+    write(Msr::TimerInitialCount, 0);
+    tsc.measured(longest.elapsed(current), passed)
+}
