@@ -1,1 +1,3 @@
 //! What guests do: how an exit is understood and answered.
+
+pub mod bitmaps;
