@@ -1,1 +1,3 @@
 //! Devices that the hypervisor shares out.
+
+pub mod interrupt_command;
