@@ -6,10 +6,10 @@
 use core::ops::Range;
 
 use gaol_abi::config::{
-    CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, CONSOLE_UART_PORT,
+    CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, CELL_SIGNATURE, CONSOLE_UART_PORT,
     MAX_MEMORY_REGIONS, MAX_PORT_RANGES, MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_DMA,
     MEMORY_EXECUTE, MEMORY_LOADABLE, MEMORY_READ, MEMORY_ROOT_SHARED, MEMORY_WRITE, MemoryRegion,
-    PortRange,
+    PortRange, SYSTEM_SIGNATURE,
 };
 use gaol_abi::outcome::Reason;
 use gaol_abi::{MAX_CPUS, NAME_LENGTH, PAGE_SIZE};
@@ -191,6 +191,54 @@ impl Cell {
     #[must_use]
     pub fn view(&self) -> CellView<'_> {
         CellView::parse(self.binary.bytes()).expect("read when it was made")
+    }
+}
+
+/// A configuration of either kind.
+#[derive(Clone, Debug)]
+pub enum Configuration {
+    /// Of the hypervisor and the root cell.
+    System(System),
+    /// Of another cell.
+    Cell(Cell),
+}
+
+/// Keys that only cell files have.
+const CELL_KEYS: [&str; 7] = [
+    "cpus",
+    "memory",
+    "ports",
+    "reset-address",
+    "passive",
+    "unassigned-io",
+    "shutdown-timeout",
+];
+
+impl Configuration {
+    /// Reads a file of either kind and either form, whatever its name.
+    ///
+    /// # Errors
+    /// The first problem of the file.
+    pub fn read(name: &str, bytes: &[u8]) -> Result<Self, Problem> {
+        if bytes.starts_with(&CELL_SIGNATURE) {
+            return Cell::from_binary(name, bytes).map(Self::Cell);
+        }
+        if bytes.starts_with(&SYSTEM_SIGNATURE) {
+            return System::from_binary(name, bytes).map(Self::System);
+        }
+        let Ok(text) = core::str::from_utf8(bytes) else {
+            return Err(Problem::new(
+                &source(name, ""),
+                Reason::ConfigurationInvalid,
+                "the file is neither TOML nor a binary configuration".to_owned(),
+                "Give a .toml file, or what `gaol config build` made of one.".to_owned(),
+            ));
+        };
+        let keys = toml::from_str::<toml::Table>(text).unwrap_or_default();
+        if CELL_KEYS.iter().any(|key| keys.contains_key(*key)) {
+            return Cell::from_toml(name, text).map(Self::Cell);
+        }
+        System::from_toml(name, text).map(Self::System)
     }
 }
 

@@ -5,9 +5,12 @@ use std::fmt::Write;
 
 use miette::{GraphicalReportHandler, GraphicalTheme};
 
+use gaol_abi::config::MEMORY_COMMUNICATION;
+
 use super::*;
 use crate::check::{any_machine, check};
 use crate::compile::System;
+use crate::region_fault::RegionFault;
 
 /// As a terminal without colours shows it.
 fn render(problem: &Problem) -> String {
@@ -468,8 +471,8 @@ fn cpu_lists_are_as_linux_writes_them() {
 fn regions_are_refused_for_a_fault_that_can_be_named() {
     let machine = any_machine();
     let flags = 0..256u64;
-    let places = [0u64, 0x10, 0x3000_0000, 1 << 48, u64::MAX & !0xfff];
-    let sizes = [0u64, 0x800, 0x1000, 0x2000, u64::MAX & !0xfff];
+    let places = [0u64, 0x10, 0x3000_0000, 1 << 48, !0xfff];
+    let sizes = [0u64, 0x800, 0x1000, 0x2000, !0xfff];
     let mut seen = BTreeSet::new();
     for flags in flags {
         for guest in places {

@@ -25,6 +25,8 @@ pub mod problem;
 #[cfg(feature = "std")]
 pub mod quantity;
 #[cfg(feature = "std")]
+mod region_fault;
+#[cfg(feature = "std")]
 pub mod schema;
 #[cfg(feature = "std")]
 mod toml_problem;
@@ -32,7 +34,7 @@ mod toml_problem;
 pub use address::{GuestPhysical, HostPhysical, Range};
 pub use binary::{CellView, Refusal, SystemView};
 #[cfg(feature = "std")]
-pub use compile::{Cell, System};
+pub use compile::{Cell, Configuration, System};
 pub use cpu_set::CpuSet;
 pub use ledger::{CellId, Ledger, Machine};
 #[cfg(feature = "std")]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::check::{any_machine, check};
-use crate::compile::{Cell, System};
+use crate::compile::{Cell, Configuration, System};
 use crate::cpu_set::CpuSet;
 use crate::ledger::Machine;
 
@@ -56,4 +56,28 @@ fn hello_and_latency_run_together() {
     };
     let cells = [cell("hello"), cell("latency")];
     assert!(check(any_machine(), &System::built_in(), &cells).is_empty());
+}
+
+#[test]
+fn the_kind_of_a_file_is_found_by_what_it_says() {
+    let read = |text: &str| Configuration::read("file", text.as_bytes());
+    assert!(matches!(read(""), Ok(Configuration::System(_))));
+    assert!(matches!(read("[console]"), Ok(Configuration::System(_))));
+    for (name, text) in files() {
+        let configuration = read(&text).unwrap();
+        let (is_system, binary) = match &configuration {
+            Configuration::System(system) => (true, system.bytes()),
+            Configuration::Cell(cell) => (false, cell.bytes()),
+        };
+        assert_eq!(is_system, name == "bochs");
+        match Configuration::read("file", binary).unwrap() {
+            Configuration::System(system) => assert_eq!(system.bytes(), binary),
+            Configuration::Cell(cell) => assert_eq!(cell.bytes(), binary),
+        }
+    }
+    let problem = Configuration::read("file", &[0xff, 0xfe]).unwrap_err();
+    assert_eq!(
+        problem.to_string(),
+        "file: the file is neither TOML nor a binary configuration"
+    );
 }
