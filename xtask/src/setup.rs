@@ -68,6 +68,9 @@ const REQUIREMENTS: &[Requirement] = &[
     },
 ];
 
+/// When set, Debian's Rust builds the images even where rustup has the target: to try it out.
+const FORCE_DEBIAN: &str = "GAOL_DEBIAN_RUST";
+
 /// Whether a program can be found: in PATH, or where Debian keeps those of the administrator.
 pub fn program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -169,6 +172,9 @@ fn is_root() -> Result<bool> {
 
 /// Finds or installs a toolchain for the bare-metal target.
 fn toolchain(progress: &Progress) -> Result<Toolchain> {
+    if std::env::var_os(FORCE_DEBIAN).is_some() {
+        return debian_toolchain(progress);
+    }
     if let Some(toolchain) = Toolchain::from_rustup()? {
         return Ok(toolchain);
     }

@@ -33,9 +33,6 @@ impl Toolchain {
     /// # Errors
     /// When there is no `rustc`.
     pub fn from_rustup() -> Result<Option<Self>> {
-        if std::env::var_os("GAOL_DEBIAN_RUST").is_some() {
-            return Ok(None);
-        }
         let library = sysroot()?.join("lib/rustlib").join(BARE_METAL).join("lib");
         Ok(library.is_dir().then_some(Self::Rustup))
     }
