@@ -17,7 +17,9 @@
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
+#include <linux/version.h>
 #include <linux/vmalloc.h>
+#include <asm/apic.h>
 #include <asm/cpuid.h>
 #include <asm/desc.h>
 #include <asm/msr.h>
@@ -45,7 +47,6 @@
 /* Where Linux and the emergency TSS have the stacks of the two. */
 #define NMI_STACK		2
 #define MACHINE_CHECK_STACK	4
-#define NMI_VECTOR_NUMBER	2
 #define MACHINE_CHECK_VECTOR	18
 
 struct launch {
@@ -543,18 +544,33 @@ static void build_emergency_tables(struct gaol_handover_page *page)
 				GAOL_HANDOVER_MACHINE_CHECK_STACK_END :
 				GAOL_HANDOVER_STUB_STACK_END);
 
-	set_gate(page, NMI_VECTOR_NUMBER, gaol_stub_nmi, NMI_STACK);
+	set_gate(page, NMI_VECTOR, gaol_stub_nmi, NMI_STACK);
 	set_gate(page, MACHINE_CHECK_VECTOR, gaol_stub_machine_check,
 		 MACHINE_CHECK_STACK);
 	page->emergency_idtr.limit = sizeof(page->idt) - 1;
 	page->emergency_idtr.base = (unsigned long)page->idt;
 }
 
+/*
+ * Not INT 2: it masks no NMIs, and one that came in the first instructions of
+ * Linux' handler would overwrite its stack.
+ */
+static void send_nmi_to_self(void)
+{
+	const struct cpumask *self = cpumask_of(smp_processor_id());
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
+	__apic_send_IPI_mask(self, NMI_VECTOR);
+#else
+	apic->send_IPI_mask(self, NMI_VECTOR);
+#endif
+}
+
 /* Tells Linux what the emergency handlers have counted on this CPU. */
 static void raise_what_was_counted(struct gaol_handover_page *page)
 {
 	if (xchg(&page->nmi_count, 0))
-		asm volatile("int $2");
+		send_nmi_to_self();
 	if (xchg(&page->machine_check_count, 0)) {
 		/* Else the next one would reset the machine. */
 		wrmsrl_safe(MSR_IA32_MCG_STATUS, 0);

@@ -32,7 +32,8 @@
 //! NMIs and machine checks that hit the emergency handlers are counted in [`HandoverPage::nmi_count`] and
 //! [`HandoverPage::machine_check_count`]; the handlers find the page through SIDT (the IDT lies in it). One NMI is
 //! injected at the first VM entry when the count is not 0, and the count then set to 0; on a native way back the module
-//! raises one by INT 2.
+//! sends one to its own CPU (not by INT 2, which masks no NMIs: the next one would overwrite the stack of Linux'
+//! handler).
 
 use open_enum::open_enum;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
