@@ -24,8 +24,8 @@ pub enum Part {
     Cells,
     /// The Linux module
     Module,
-    /// What the tests and the benchmark need inside a machine
-    TestTools,
+    /// The modules of the tests and the benchmark
+    TestModules,
     /// The command line tool and the configurations
     Command,
 }
@@ -35,7 +35,7 @@ pub const PARTS: &[Part] = &[
     Part::Hypervisor,
     Part::Cells,
     Part::Module,
-    Part::TestTools,
+    Part::TestModules,
     Part::Command,
 ];
 
@@ -55,8 +55,8 @@ pub fn run(progress: &Progress, toolchain: &Toolchain, parts: &[Part]) -> Result
             }
             Part::Cells => progress.stage("building the cells", || cells(toolchain))?,
             Part::Module => progress.stage("building the module", module)?,
-            Part::TestTools => {
-                progress.stage("building the tests' tools", test_tools)?;
+            Part::TestModules => {
+                progress.stage("building the tests' modules", test_modules)?;
             }
             Part::Command => {
                 progress.stage("building the command", command)?;
@@ -127,13 +127,11 @@ pub fn module() -> Result<()> {
     kernel_module("gaol", &sources, &[("gaol_abi.h", header.as_bytes())])
 }
 
-/// What tests need inside a machine: one module counts instructions, the other looks at CPUs and pokes at them, and a
-/// program reads memory that a cell shares.
+/// What tests need inside a machine: one module counts instructions, the other looks at CPUs and pokes at them.
 ///
 /// # Errors
 /// When one does not build, or with warnings.
-pub fn test_tools() -> Result<()> {
-    static_program("gaol-tests", "gaol-peek")?;
+pub fn test_modules() -> Result<()> {
     let tests = artefacts::workspace_root().join("tests");
     kernel_module("gaol-bench", &tests.join("bench-module"), &[])?;
     kernel_module("gaol-test", &tests.join("test-module"), &[])
@@ -190,28 +188,23 @@ fn kernel_module(name: &str, sources: &Path, generated: &[(&str, &[u8])]) -> Res
     Ok(())
 }
 
-/// The command.
+/// The command, linked statically, so that it runs in a bare initrd.
 ///
 /// # Errors
 /// When it does not build.
 pub fn command() -> Result<()> {
-    static_program("gaol", "gaol")
-}
-
-/// Builds a program of the host, linked statically, so that it runs in a bare initrd.
-fn static_program(package: &str, name: &str) -> Result<()> {
     let mut build = cargo();
     build
         .env(
             "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
             "-C target-feature=+crt-static -C relocation-model=static -C strip=symbols",
         )
-        .args(["build", "--release", "--package", package, "--bin", name])
+        .args(["build", "--release", "--package", "gaol", "--bin", "gaol"])
         .args(["--target", STATIC_HOST]);
-    process::run(&format!("build-{name}"), &mut build)?;
-    let program = cargo_target().join(STATIC_HOST).join("release").join(name);
-    store(name, &read(&program)?)?;
-    make_executable(&artefacts::gaol().join(name))
+    process::run("build-command", &mut build)?;
+    let program = cargo_target().join(STATIC_HOST).join("release/gaol");
+    store("gaol", &read(&program)?)?;
+    make_executable(&artefacts::gaol().join("gaol"))
 }
 
 /// The configurations as they are in the source tree.

@@ -39,6 +39,8 @@ enum Task {
     },
     /// Host tests, lints and system tests; ends with `N passed, N failed`
     Test(test::Arguments),
+    /// Show Gaol at work: Linux, a real-time cell, and the machine given back
+    Demo(demo::Arguments),
     /// Boot the stock kernel on an emulated machine and run commands in it
     #[command(hide = true)]
     Boot(boot::Arguments),
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
                 build::run(progress, &toolchain, &parts)
             })
         }
+        Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Boot(arguments) => boot::run(&arguments),
     };

@@ -98,6 +98,16 @@ impl Progress {
         self.bar.set_message(stages.join(" · "));
     }
 
+    /// Shows how far the present stage is, on a terminal only.
+    pub fn note(&self, text: &str) {
+        let stages = self
+            .stages
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.bar
+            .set_message(format!("{}: {text}", stages.join(" · ")));
+    }
+
     /// Prints a line that stays.
     pub fn line(&self, text: &str) {
         if self.terminal {

@@ -107,6 +107,17 @@ pub fn run(progress: &Progress) -> Result<Toolchain> {
     toolchain(progress)
 }
 
+/// Makes sure that QEMU is there, which only machines on KVM need.
+///
+/// # Errors
+/// When it cannot be installed.
+pub fn qemu() -> Result<()> {
+    if program("qemu-system-x86_64") {
+        return Ok(());
+    }
+    install(&["qemu-system-x86"])
+}
+
 /// Makes sure that the formatter and the linter are there.
 ///
 /// # Errors

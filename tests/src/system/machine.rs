@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 
 use super::Context;
+use crate::gaol::Gaol;
 use crate::runner::{Check, Group};
 
 pub(super) const GROUP: Group = Group {
@@ -31,7 +32,7 @@ fn stock_linux(context: &mut Context) -> Result<()> {
         release.trim() == context.machine.release(),
         "it runs {release}"
     );
-    context.linux_is_well(4)
+    context.machine.linux_is_well(4)
 }
 
 fn processor_offers_vmx(context: &mut Context) -> Result<()> {

@@ -1,2 +1,267 @@
-//! The demonstration.
+//! `cargo xtask demo`: what Gaol does, shown on an emulated machine from boot to a machine given back.
+//!
+//! The result counts as good only when every promise that it shows was kept: no exits of the cell during the run, all
+//! ticks measured, all CPUs and all memory back with Linux. `target/demo/report.json` is written in either case.
+
 mod histogram;
+mod report;
+
+use std::fs;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use gaol_tests::artefacts;
+use gaol_tests::gaol::{self, Gaol, Histogram};
+use gaol_tests::machine::{Machine, Platform, Spec};
+use gaol_tests::{latency, qemu, runner};
+
+use crate::build::{self, Part};
+use crate::progress::Progress;
+use crate::setup;
+
+use report::{CellReport, Report};
+
+/// How the demonstration is run.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// What the machine runs on: Bochs emulates VMX anywhere; KVM needs nested VMX and was never tried
+    #[arg(long, value_enum, default_value_t = Where::Bochs)]
+    machine: Where,
+    /// Number of timer ticks to measure
+    #[arg(long, default_value_t = 10_000)]
+    ticks: u64,
+    /// Microseconds between two ticks
+    #[arg(long, default_value_t = 100)]
+    period: u64,
+}
+
+/// What the machine runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Where {
+    /// Emulated
+    Bochs,
+    /// On this host's own VMX
+    Kvm,
+}
+
+/// Name of the cell, its configuration and its image.
+const CELL: &str = "latency";
+/// The machine's configuration.
+const SYSTEM: &str = "bochs.toml";
+const CPUS: u32 = 4;
+/// What a cell that measures may take: 10,000 ticks are a second of the machine's time.
+const RUN_TIMEOUT: Duration = Duration::from_secs(900);
+/// Runs the demonstration.
+///
+/// # Errors
+/// When it cannot be run to its end.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let progress = Progress::new(14);
+    let toolchain = setup::run(&progress)?;
+    let parts = [Part::Hypervisor, Part::Cells, Part::Module, Part::Command];
+    build::run(&progress, &toolchain, &parts)?;
+    let spec = spec(arguments.machine)?;
+    let mut machine = progress.stage("booting the stock kernel with 4 CPUs", || {
+        Machine::boot(&spec)
+    })?;
+    let shown = show(&progress, &mut machine, arguments).with_context(|| {
+        format!(
+            "the demonstration failed; the machine's logs are in {}",
+            artefacts::display(machine.directory())
+        )
+    })?;
+    drop(machine);
+    progress.finish();
+    present(&shown)?;
+    println!("\n  took {:.0} s", progress.elapsed().as_secs_f64());
+    Ok(if shown.report.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn spec(place: Where) -> Result<Spec> {
+    let mut spec = runner::with_artefacts(Spec::new("demo"))?;
+    spec.cpus = CPUS;
+    if place == Where::Kvm {
+        if let Err(reason) = qemu::nested_vmx() {
+            bail!("{reason}: run without `--machine kvm`, which takes Bochs");
+        }
+        setup::qemu()?;
+        spec.platform = Platform::Kvm;
+        eprintln!("note: Gaol was never tried on KVM; Bochs is what it is tested on");
+    }
+    Ok(spec)
+}
+
+/// Everything that was seen.
+struct Shown {
+    report: Report,
+    histogram: Histogram,
+    list: String,
+    stats: String,
+    problems: Vec<String>,
+    period: u64,
+}
+
+fn show(progress: &Progress, machine: &mut Machine, arguments: &Arguments) -> Result<Shown> {
+    let before = Resources::of(machine)?;
+    machine.check("insmod /root/gaol.ko")?;
+    let enabled = progress.stage("enabling Gaol under the running Linux", || {
+        machine.gaol(&format!("enable {SYSTEM}"))
+    })?;
+    progress.stage("creating, loading and starting the cell `latency`", || {
+        machine.gaol(&format!("cell create {CELL}.toml"))?;
+        machine.gaol(&format!(
+            "cell load {CELL} {CELL}.bin -s \"period={}us ticks={}\"",
+            arguments.period, arguments.ticks
+        ))?;
+        latency::start_load(machine)?;
+        machine.gaol(&format!("cell start {CELL}"))
+    })?;
+    let latency::Run { histogram, exits } = progress.stage(
+        &format!("measuring {} ticks under load", arguments.ticks),
+        || {
+            latency::wait(machine, CELL, RUN_TIMEOUT, &|histogram| {
+                progress.note(&format!(
+                    "{} of {} ticks",
+                    histogram.ticks_done, histogram.ticks
+                ));
+            })
+        },
+    )?;
+    let list = machine.check("gaol cell list")?;
+    let stats = machine.check(&format!("gaol cell stats {CELL}"))?;
+    let root_exits = machine.exits("0")?;
+    latency::stop_load(machine)?;
+    progress.stage("destroying the cell", || {
+        machine.gaol(&format!("cell destroy {CELL}"))
+    })?;
+    let disabled = progress.stage("disabling Gaol", || machine.gaol("disable"))?;
+    machine.check("rmmod gaol")?;
+    let after = Resources::of(machine)?;
+
+    let mut problems = after.missing_from(&before);
+    if exits != 0 {
+        problems.push(format!(
+            "the cell left {exits} times for the hypervisor during the run"
+        ));
+    }
+    if histogram.ticks_done != arguments.ticks || histogram.missed != 0 {
+        problems.push(format!(
+            "{} of {} ticks were measured, {} missed",
+            histogram.ticks_done, arguments.ticks, histogram.missed
+        ));
+    }
+    if let Err(complaint) = machine.linux_is_well(CPUS) {
+        problems.push(format!("{complaint:#}"));
+    }
+    let report = Report {
+        machine: match arguments.machine {
+            Where::Bochs => "bochs",
+            Where::Kvm => "kvm",
+        }
+        .to_owned(),
+        kernel: machine.release().to_owned(),
+        vendor: "vmx".to_owned(),
+        cpus_before: before.cpus,
+        cpus_after: after.cpus,
+        enable_cycles: gaol::number(&enabled, "cycles")?,
+        disable_cycles: gaol::number(&disabled, "cycles")?,
+        cell: CellReport {
+            name: CELL.to_owned(),
+            ticks: histogram.ticks_done,
+            min_cycles: histogram.min_cycles,
+            avg_cycles: histogram.average_cycles,
+            max_cycles: histogram.max_cycles,
+            exits_during_run: exits,
+        },
+        root_exits,
+        ok: problems.is_empty(),
+    };
+    Ok(Shown {
+        report,
+        histogram,
+        list,
+        stats,
+        problems,
+        period: arguments.period,
+    })
+}
+
+/// What Linux has.
+struct Resources {
+    cpus: u64,
+    /// Free memory in KiB.
+    free: u64,
+}
+
+/// What may be in Linux' caches in the end that was free at the start.
+const CACHES_KIB: u64 = 2048;
+
+impl Resources {
+    fn of(machine: &mut Machine) -> Result<Self> {
+        let cpus = machine.check("nproc")?.trim().parse()?;
+        let free = machine
+            .check("sync; echo 3 >/proc/sys/vm/drop_caches; awk '/^MemAvailable/ {print $2}' /proc/meminfo")?
+            .trim()
+            .parse()?;
+        Ok(Self { cpus, free })
+    }
+
+    /// What is less than it was.
+    fn missing_from(&self, before: &Self) -> Vec<String> {
+        let mut missing = Vec::new();
+        if self.cpus != before.cpus {
+            missing.push(format!(
+                "Linux has {} CPUs back of {}",
+                self.cpus, before.cpus
+            ));
+        }
+        if self.free + CACHES_KIB < before.free {
+            missing.push(format!(
+                "Linux has {} KiB available, {} before",
+                self.free, before.free
+            ));
+        }
+        missing
+    }
+}
+
+fn present(shown: &Shown) -> Result<()> {
+    let directory = artefacts::target().join("demo");
+    fs::create_dir_all(&directory)?;
+    let classes = histogram::classes(&shown.histogram.counts, shown.histogram.class_cycles);
+    let drawing = directory.join("latency.svg");
+    histogram::draw(
+        &drawing,
+        "Timer latency of a Gaol cell",
+        &format!(
+            "{} ticks, one every {} µs, Linux under load on the other CPUs; {} VM exits of the cell",
+            shown.report.cell.ticks, shown.period, shown.report.cell.exits_during_run
+        ),
+        &classes,
+    )?;
+    let json = directory.join("report.json");
+    fs::write(&json, serde_json::to_string_pretty(&shown.report)? + "\n")?;
+
+    println!("\n{}", report::table(&shown.report));
+    println!("From the timer's expiry to the cell's handler, in cycles:\n");
+    println!("{}", histogram::bars(&classes));
+    println!("$ gaol cell list\n{}", shown.list);
+    println!("$ gaol cell stats {CELL}\n{}", shown.stats);
+    println!(
+        "  {}, {}",
+        artefacts::display(&drawing),
+        artefacts::display(&json)
+    );
+    for problem in &shown.problems {
+        println!("  ✗ {problem}");
+    }
+    if shown.report.ok {
+        println!("  ✓ Linux has all its CPUs and its memory back");
+    }
+    Ok(())
+}

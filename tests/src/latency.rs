@@ -1,0 +1,108 @@
+//! A run of the latency cell, with Linux under load on its own CPUs, as the demonstration and the tests do it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::gaol::{Gaol, Histogram};
+use crate::machine::Machine;
+
+/// Keeps Linux busy: a CPU in a loop, memory copied, system calls and processes.
+const LOAD: &str = "\
+for load in 'while :; do :; done' \
+    'while :; do dd if=/dev/zero of=/tmp/load bs=64k count=64 2>/dev/null; done' \
+    'while :; do cat /proc/self/stat /proc/interrupts >/dev/null; done'; do
+    sh -c \"$load\" &
+    echo $! >>/tmp/load.pids
+done
+";
+
+/// A run that has ended.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What the cell measured.
+    pub histogram: Histogram,
+    /// VM exits of the cell from its first tick to its last.
+    pub exits: u64,
+}
+
+/// Puts Linux under load, until [`stop_load`].
+///
+/// # Errors
+/// When a command fails.
+pub fn start_load(machine: &mut Machine) -> Result<()> {
+    machine.write_file("/tmp/load.sh", LOAD.as_bytes())?;
+    machine.check("sh /tmp/load.sh >/dev/null 2>&1")?;
+    Ok(())
+}
+
+/// Ends the load and gives its memory back.
+///
+/// # Errors
+/// When a command fails.
+pub fn stop_load(machine: &mut Machine) -> Result<()> {
+    machine.check("kill $(cat /tmp/load.pids); rm -f /tmp/load /tmp/load.pids /tmp/load.sh")?;
+    Ok(())
+}
+
+/// Waits for the end of a run that was started; tells `note` how many ticks are done.
+///
+/// The cell counts its exits itself, exactly, and prints them at the end; what the root sees of the cell's counters in
+/// the meantime must not say more.
+///
+/// # Errors
+/// When the run does not end within `timeout`, or the cell has not told its exits.
+pub fn wait(
+    machine: &mut Machine,
+    cell: &str,
+    timeout: Duration,
+    note: &dyn Fn(&Histogram),
+) -> Result<Run> {
+    let started = Instant::now();
+    let mut first_seen = None;
+    let mut last_seen = 0;
+    loop {
+        let exits: u64 = machine.exits(cell)?.values().sum();
+        let histogram = machine.histogram(cell)?;
+        note(&histogram);
+        if histogram.finished {
+            let seen = first_seen.map_or(0, |first| last_seen - first);
+            let told = exits_told(machine, cell)?;
+            return Ok(Run {
+                histogram,
+                exits: told.max(seen),
+            });
+        }
+        // The counters were read while the cell was still in its run: later reads show no less.
+        if histogram.ticks_done > 0 {
+            if first_seen.is_none() {
+                first_seen = Some(machine.exits(cell)?.values().sum::<u64>().max(exits));
+            }
+            last_seen = exits.max(first_seen.unwrap_or(exits));
+        }
+        ensure!(
+            started.elapsed() < timeout,
+            "the cell `{cell}` has done only {} of {} ticks",
+            histogram.ticks_done,
+            histogram.ticks
+        );
+        machine.check("sleep 0.2")?;
+    }
+}
+
+/// The number of exits that the cell has printed; it prints after it has reported the end, so this may take a moment.
+fn exits_told(machine: &mut Machine, cell: &str) -> Result<u64> {
+    const WORDS: &str = " VM exits from the first tick to the last";
+    for _ in 0..20 {
+        let console = machine.check("gaol console")?;
+        let told = console.lines().rev().find_map(|line| {
+            let (before, _) = line.split_once(WORDS)?;
+            before.split_whitespace().last()?.parse().ok()
+        });
+        if let Some(told) = told {
+            return Ok(told);
+        }
+        machine.check("sleep 0.1")?;
+    }
+    None.with_context(|| format!("the cell `{cell}` has not printed how often it left"))
+}

@@ -1,0 +1,86 @@
+//! The report of the demonstration, as JSON and as a table.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::table::{Table, thousands};
+
+/// `target/demo/report.json`.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// What the machine ran on.
+    pub machine: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The virtualization extension.
+    pub vendor: String,
+    /// CPUs that Linux had before.
+    pub cpus_before: u64,
+    /// CPUs that Linux had in the end.
+    pub cpus_after: u64,
+    /// Cycles from the first CPU's entry to the return of the last.
+    pub enable_cycles: u64,
+    /// The same of the way back.
+    pub disable_cycles: u64,
+    /// What the cell did.
+    pub cell: CellReport,
+    /// Exits of Linux' CPUs by reason.
+    pub root_exits: BTreeMap<String, u64>,
+    /// Whether every promise was kept.
+    pub ok: bool,
+}
+
+/// What the cell did.
+#[derive(Debug, Serialize)]
+pub struct CellReport {
+    /// Its name.
+    pub name: String,
+    /// Timer ticks that it measured.
+    pub ticks: u64,
+    /// Shortest time from expiry to handler, in cycles.
+    pub min_cycles: u64,
+    /// Average of it.
+    pub avg_cycles: f64,
+    /// Longest.
+    pub max_cycles: u64,
+    /// VM exits from the first tick to the last.
+    pub exits_during_run: u64,
+}
+
+/// The report for people.
+pub fn table(report: &Report) -> Table {
+    let mut table = Table::new(&["what", "value"]);
+    let cell = &report.cell;
+    table.row(["machine", &report.machine]);
+    table.row(["kernel", &report.kernel]);
+    table.row([
+        "CPUs of Linux before and after".to_owned(),
+        format!("{} and {}", report.cpus_before, report.cpus_after),
+    ]);
+    table.row([
+        "cycles to enable".to_owned(),
+        thousands(report.enable_cycles),
+    ]);
+    table.row([
+        "cycles to disable".to_owned(),
+        thousands(report.disable_cycles),
+    ]);
+    table.row(["ticks measured".to_owned(), thousands(cell.ticks)]);
+    table.row([
+        "latency min / avg / max, cycles".to_owned(),
+        format!(
+            "{} / {:.1} / {}",
+            cell.min_cycles, cell.avg_cycles, cell.max_cycles
+        ),
+    ]);
+    table.row([
+        "VM exits of the cell during the run".to_owned(),
+        thousands(cell.exits_during_run),
+    ]);
+    table.row([
+        "VM exits of Linux".to_owned(),
+        thousands(report.root_exits.values().sum()),
+    ]);
+    table
+}
