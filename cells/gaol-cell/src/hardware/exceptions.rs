@@ -75,21 +75,21 @@ pub fn finish_attempt() -> Result<(), Exception> {
 }
 
 /// Executes an instruction that may raise an exception: `attempt!("rdmsr", in("ecx") number, out("eax") _, …)`. The
-/// operands are those of `asm!`. Gives `Err` with the exception, in which case the outputs mean nothing. On the first CPU
+/// operands are those of `asm!`, with names or registers. Gives `Err` with the exception, in which case the outputs mean nothing. On the first CPU
 /// only.
 ///
 /// It expands to `asm!`, so it stands in an `unsafe` block with the reason why the instruction is harmless.
 #[macro_export]
 macro_rules! attempt {
-    ($instruction:literal $($operands:tt)*) => {{
+    ($instruction:expr $(, $($operands:tt)*)?) => {{
         ::core::arch::asm!(
             "lea {resume}, [rip + 77f]",
-            "mov [rip + {cell}], {resume}",
+            "mov [rip + {resume_cell}], {resume}",
             $instruction,
             "77:",
             resume = out(reg) _,
-            cell = sym $crate::exceptions::RESUME
-            $($operands)*
+            resume_cell = sym $crate::exceptions::RESUME,
+            $($($operands)*)?
         );
         $crate::exceptions::finish_attempt()
     }};
