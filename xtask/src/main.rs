@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod boot;
 mod build;
 mod demo;
@@ -41,6 +42,8 @@ enum Task {
     Test(test::Arguments),
     /// Show Gaol at work: Linux, a real-time cell, and the machine given back
     Demo(demo::Arguments),
+    /// Count what Gaol costs, exactly, and compare with the baseline
+    Bench(bench::Arguments),
     /// Boot the stock kernel on an emulated machine and run commands in it
     #[command(hide = true)]
     Boot(boot::Arguments),
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
             })
         }
         Task::Demo(arguments) => demo::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Boot(arguments) => boot::run(&arguments),
     };

@@ -1,0 +1,290 @@
+//! `cargo xtask bench`: exact counts, on an emulated machine whose time is its instructions.
+//!
+//! Native and hypervisor readings come from the same code in the same boot, so that their difference is what the
+//! hypervisor adds and nothing else.
+
+mod counts;
+mod figures;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use gaol_abi::image::ImageHeader;
+use gaol_tests::artefacts;
+use gaol_tests::gaol::{self, Gaol};
+use gaol_tests::machine::{Machine, Spec};
+use gaol_tests::runner;
+use serde::Serialize;
+use zerocopy::FromBytes;
+
+use crate::build;
+use crate::progress::Progress;
+use crate::setup;
+use crate::table::{Table, thousands};
+use counts::Comparison;
+
+/// What to do with the figures.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Fail when a figure is more than 5 % above the baseline, or breaks a promise
+    #[arg(long)]
+    check: bool,
+    /// Make these figures the baseline
+    #[arg(long, conflicts_with = "check")]
+    accept: bool,
+}
+
+/// How often the life cycle is measured.
+const LIFE_CYCLES: usize = 5;
+const CPUS: u32 = 4;
+/// The cell whose life is measured.
+const CELL: &str = "hello";
+
+/// `target/bench/report.json`.
+#[derive(Serialize)]
+struct Report {
+    machine: &'static str,
+    kernel: String,
+    cpus: u32,
+    /// Operations in the root cell.
+    operations: BTreeMap<String, Comparison>,
+    /// Cycles of the hypervisor's part of each step: smallest, median, largest.
+    life_cycle: BTreeMap<String, [u64; 3]>,
+    /// Sizes in bytes.
+    sizes: BTreeMap<String, u64>,
+    /// Everything that is compared with the baseline.
+    figures: BTreeMap<String, f64>,
+}
+
+/// Measures, reports and compares.
+///
+/// # Errors
+/// When something cannot be measured.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let progress = Progress::new(10);
+    let toolchain = setup::run(&progress)?;
+    build::run(&progress, &toolchain, build::PARTS)?;
+    let spec = Spec {
+        cpus: CPUS,
+        ..runner::with_artefacts(Spec::new("bench"))?
+    };
+    let mut machine = progress.stage("booting the stock kernel", || Machine::boot(&spec))?;
+    let report = measure(&progress, &mut machine).with_context(|| {
+        format!(
+            "could not measure; the machine's logs are in {}",
+            artefacts::display(machine.directory())
+        )
+    })?;
+    drop(machine);
+    progress.finish();
+
+    let directory = artefacts::target().join("bench");
+    fs::create_dir_all(&directory)?;
+    let path = directory.join("report.json");
+    fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")?;
+    let baseline = figures::baseline()?;
+    present(&report, &baseline);
+    println!("  {}", artefacts::display(&path));
+    if arguments.accept {
+        figures::accept(&report.figures)?;
+        println!("  these figures are the baseline now");
+    }
+    let mut problems = figures::broken_promises(&report.figures);
+    if !arguments.accept {
+        problems.extend(figures::regressions(&report.figures, &baseline));
+    }
+    for problem in &problems {
+        println!("  ✗ {problem}");
+    }
+    Ok(if arguments.check && !problems.is_empty() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn measure(progress: &Progress, machine: &mut Machine) -> Result<Report> {
+    machine.check("insmod /root/gaol-bench.ko && insmod /root/gaol.ko")?;
+    let native = progress.stage("counting without Gaol", || count(machine))?;
+    // Without a system file there is no serial console, whose speed would be measured.
+    machine.gaol("enable")?;
+    let hypervisor = progress.stage("counting under Gaol", || count(machine))?;
+    let mut sizes = image_sizes()?;
+    let memory = memory_used(machine, &mut sizes)?;
+    machine.gaol("disable")?;
+    let life_cycle = progress.stage("measuring the life of a cell", || life_cycle(machine))?;
+    machine.linux_is_well(CPUS)?;
+
+    let operations = counts::compare(&native, &hypervisor);
+    let mut figures: BTreeMap<String, f64> = operations
+        .iter()
+        .filter(|(name, _)| *name != "ipi_round_trip")
+        .map(|(name, comparison)| (name.clone(), comparison.cost))
+        .collect();
+    for (name, [_, median, _]) in &life_cycle {
+        figures.insert(name.clone(), *median as f64);
+    }
+    let text_and_rodata = sizes["text"] + sizes["rodata"];
+    figures.insert("text_and_rodata_bytes".to_owned(), text_and_rodata as f64);
+    figures.insert("memory_bytes".to_owned(), memory as f64);
+    Ok(Report {
+        machine: "bochs",
+        kernel: machine.release().to_owned(),
+        cpus: CPUS,
+        operations,
+        life_cycle,
+        sizes,
+        figures,
+    })
+}
+
+/// Measures every operation on CPU 0.
+fn count(machine: &mut Machine) -> Result<BTreeMap<String, counts::Reading>> {
+    counts::parse(&machine.check("taskset 1 cat /proc/gaol-bench")?)
+}
+
+/// Measures the steps of a cell's life, several times.
+fn life_cycle(machine: &mut Machine) -> Result<BTreeMap<String, [u64; 3]>> {
+    let steps = [
+        ("enable", "enable".to_owned()),
+        ("create", format!("cell create {CELL}.toml")),
+        ("load", format!("cell load {CELL} {CELL}.bin")),
+        ("start", format!("cell start {CELL}")),
+        ("destroy", format!("cell destroy {CELL}")),
+        ("disable", "disable".to_owned()),
+    ];
+    let mut samples: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for _ in 0..LIFE_CYCLES {
+        for (name, command) in &steps {
+            let said = machine.gaol(command)?;
+            samples
+                .entry((*name).to_owned())
+                .or_default()
+                .push(gaol::number(&said, "cycles")?);
+        }
+    }
+    Ok(samples
+        .into_iter()
+        .map(|(name, mut samples)| {
+            samples.sort_unstable();
+            let last = samples.len() - 1;
+            (name, [samples[0], samples[last / 2], samples[last]])
+        })
+        .collect())
+}
+
+/// Sizes from the image's header.
+fn image_sizes() -> Result<BTreeMap<String, u64>> {
+    let path = artefacts::gaol().join("gaol-vmx.bin");
+    let image = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let (header, _) = ImageHeader::read_from_prefix(&image)
+        .ok()
+        .context("the image has no header")?;
+    Ok(BTreeMap::from([
+        ("file".to_owned(), header.file_size),
+        ("image_in_memory".to_owned(), header.memory_size),
+        ("text".to_owned(), header.text_size),
+        ("rodata".to_owned(), header.rodata_size),
+        ("data_and_bss".to_owned(), header.data_size),
+        ("area_of_each_cpu".to_owned(), header.cpu_area_size),
+    ]))
+}
+
+/// All memory in use: the image, what each CPU has, the pages that Linux may read, the tables and frames.
+fn memory_used(machine: &mut Machine, sizes: &mut BTreeMap<String, u64>) -> Result<u64> {
+    let mut read = |name: &str| -> Result<u64> {
+        let text = machine.check(&format!("cat /sys/devices/gaol/{name}"))?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("sysfs says {text:?} in {name}"))
+    };
+    let (total, used) = (read("mem_pool_size")?, read("mem_pool_used")?);
+    ensure!(used <= total, "{used} of {total} frames are used");
+    let region = machine.check("cat /sys/devices/gaol/region")?;
+    let region_size = region
+        .split_whitespace()
+        .nth(1)
+        .and_then(|size| u64::from_str_radix(size.trim_start_matches("0x"), 16).ok())
+        .with_context(|| format!("sysfs says {region:?} in region"))?;
+    // What is not in the pool is in use; of the pool, what it says.
+    let memory = region_size - (total - used) * gaol_abi::PAGE_SIZE;
+    sizes.insert("frames_used".to_owned(), used * gaol_abi::PAGE_SIZE);
+    sizes.insert("memory".to_owned(), memory);
+    Ok(memory)
+}
+
+fn present(report: &Report, baseline: &BTreeMap<String, f64>) {
+    let mut table = Table::new(&[
+        "in the root cell",
+        "native",
+        "min",
+        "median",
+        "max",
+        "average",
+        "cost",
+        "limit",
+        "baseline",
+        "Jailhouse",
+    ]);
+    for (name, comparison) in &report.operations {
+        let reading = &comparison.hypervisor;
+        let mut row = vec![
+            name.clone(),
+            format!("{:.1}", comparison.native.bulk),
+            reading.min.to_string(),
+            reading.median.to_string(),
+            reading.max.to_string(),
+            format!("{:.1}", reading.bulk),
+            format!("{:.1}", comparison.cost),
+        ];
+        row.extend(references(name, baseline));
+        table.row(row);
+    }
+    println!(
+        "\nCycles (instructions) on Bochs, {} CPUs, Linux {}:\n",
+        report.cpus, report.kernel
+    );
+    println!("{table}");
+
+    let mut table = Table::new(&[
+        "hypervisor's part",
+        "min",
+        "median",
+        "max",
+        "limit",
+        "baseline",
+        "Jailhouse",
+    ]);
+    for (name, [min, median, max]) in &report.life_cycle {
+        let mut row = vec![
+            name.clone(),
+            thousands(*min),
+            thousands(*median),
+            thousands(*max),
+        ];
+        row.extend(references(name, baseline));
+        table.row(row);
+    }
+    println!("{table}");
+
+    let mut table = Table::new(&["bytes", "value"]);
+    for (name, value) in &report.sizes {
+        table.row([name.replace('_', " "), thousands(*value)]);
+    }
+    println!("{table}");
+}
+
+/// Limit, baseline and Jailhouse's value of a figure, as text.
+fn references(name: &str, baseline: &BTreeMap<String, f64>) -> [String; 3] {
+    let show = |value: Option<f64>| {
+        value.map_or_else(|| "-".to_owned(), |value| thousands(value.round() as u64))
+    };
+    let limit = figures::find_limit(name);
+    [
+        show(limit.map(|limit| limit.limit)),
+        show(baseline.get(name).copied()),
+        show(limit.map(|limit| limit.jailhouse)),
+    ]
+}
