@@ -1,8 +1,9 @@
 //! The cell that measures how long a timer interrupt takes from its expiry to its handler.
 //!
 //! Command line: `period=500us`, `ticks=10000`, `wait=spin` (or `halt`), `class=1` (cycles that a class of the histogram
-//! spans), `at=0x200000` (where the shared memory is), `summary=1` (0: nothing is printed after the run), `timer=count`
-//! (the APIC timer counts by itself, even where the CPU has TSC-deadline mode).
+//! spans), `at=0x200000` (where the shared memory is), `summary=1` (0: nothing is printed after the run), `exits=1`
+//! (0: the hypervisor is not asked for the number of VM exits before and after the run), `timer=count` (the APIC timer
+//! counts by itself, even where the CPU has TSC-deadline mode).
 //!
 //! Invariant: from the first tick to the last nothing here causes a VM exit. Hence no line is printed meanwhile, and the
 //! root is answered through memory.
@@ -23,6 +24,7 @@ gaol_cell::entry!(main);
 fn main(mut cell: Cell) -> ! {
     let arguments = cell.arguments();
     let period = arguments.duration("period", Duration::from_micros(500));
+    let switch = |key| arguments.get(key).is_none() || arguments.flag(key);
     let wait = match arguments.get("wait") {
         None | Some("spin") => Wait::Spin,
         Some("halt") => Wait::Halt,
@@ -47,7 +49,7 @@ fn main(mut cell: Cell) -> ! {
         Some("count") => cell.start_counting_ticker(period, wait),
         _ => cell.start_ticker(period, wait),
     };
-    let mut exits = ExitCounter::new();
+    let mut exits = switch("exits").then(ExitCounter::new).flatten();
     while recorder.wants_more() {
         recorder.record(ticker.wait());
         cell.poll();
@@ -56,7 +58,7 @@ fn main(mut cell: Cell) -> ! {
     ticker.stop();
     recorder.finish();
 
-    if arguments.get("summary").is_none() || arguments.flag("summary") {
+    if switch("summary") {
         let average = recorder.average_tenths();
         println!(
             "latency: {} ticks done, min {} avg {}.{} max {} cycles, {} missed",
