@@ -1,3 +1,105 @@
 //! The command that people use.
+//!
+//! Invariant: exit status 0 when it was done, 1 when it was refused or failed, 2 when the command line was wrong; with
+//! `--json` there is exactly one JSON object on standard output in each of these cases (`--help` and `--version` apart).
+#![deny(unsafe_code)]
 
-fn main() {}
+mod arguments;
+mod commands;
+mod device;
+#[allow(unsafe_code)]
+mod driver;
+mod explain;
+mod failure;
+mod host;
+mod output;
+mod sysfs;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::arguments::Arguments;
+use crate::failure::Failure;
+use crate::host::Host;
+
+fn main() -> ExitCode {
+    let status = run(
+        std::env::args_os().collect(),
+        Host::real,
+        &mut std::io::stdout(),
+        &mut std::io::stderr(),
+    );
+    ExitCode::from(status)
+}
+
+/// Runs the command line; returns the exit status. Readers that went away don't matter: there is no one to tell.
+fn run(
+    arguments: Vec<OsString>,
+    host: impl FnOnce() -> Host,
+    output: &mut dyn Write,
+    errors: &mut dyn Write,
+) -> u8 {
+    let wants_json = arguments.iter().any(|argument| argument == "--json");
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error, wants_json, output, errors),
+    };
+    match commands::run(&arguments.command, &mut host(), output) {
+        Ok(report) => {
+            let _ = match arguments.json {
+                true => writeln!(output, "{}", report.json),
+                false => write!(output, "{}", report.text),
+            };
+            0
+        }
+        Err(failure) => {
+            let _ = match arguments.json {
+                true => writeln!(output, "{}", failure.json()),
+                false => write!(errors, "{}", failure.text()),
+            };
+            1
+        }
+    }
+}
+
+/// What clap has to say: help and version on standard output, everything else is wrong usage.
+fn usage(
+    error: &clap::Error,
+    wants_json: bool,
+    output: &mut dyn Write,
+    errors: &mut dyn Write,
+) -> u8 {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        // Clap knows whether standard output has colours.
+        let _ = match output_is_terminal() {
+            true => error.print(),
+            false => write!(output, "{}", error.render()),
+        };
+        return 0;
+    }
+    let rendered = error.render().to_string();
+    if wants_json {
+        let message = rendered.lines().next().unwrap_or_default();
+        let message = message.trim_start_matches("error: ");
+        let failure = Failure::new("usage", message, "See `gaol --help`.");
+        let _ = writeln!(output, "{}", failure.json());
+    } else {
+        let _ = write!(errors, "{rendered}");
+    }
+    2
+}
+
+fn output_is_terminal() -> bool {
+    use std::io::IsTerminal;
+    !cfg!(test) && std::io::stdout().is_terminal()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,300 @@
+//! `gaol cell create`, `load`, `start`, `shutdown`, `destroy`.
+
+use std::fs;
+use std::path::Path;
+
+use gaol_abi::config::{MAX_MEMORY_REGIONS, MemoryRegion};
+use gaol_abi::driver::MAX_LOAD_IMAGES;
+use gaol_config::explain::{cpu_list, explain};
+use gaol_config::ledger::{Ledger, Machine};
+use gaol_config::quantity::Size;
+use gaol_config::{Cell, CellView, Configuration, HostPhysical, Range, Refusal, check, encode};
+use serde_json::{Value, json};
+
+use crate::arguments::{CellName, Content, Piece, Pieces};
+use crate::device::{Cost, DeviceError, Load, Operation};
+use crate::failure::{Failure, Result};
+use crate::host::{Host, read_configuration};
+use crate::output::{Report, grouped};
+use crate::sysfs::CellEntry;
+
+/// What an operation took, for people.
+fn cost_text(cost: Cost) -> String {
+    match cost.scrub_cycles {
+        0 => format!("{} cycles", grouped(cost.cycles)),
+        scrub => format!(
+            "{} cycles, and {} to clear its memory",
+            grouped(cost.cycles),
+            grouped(scrub)
+        ),
+    }
+}
+
+/// `gaol cell create`.
+///
+/// # Errors
+/// Why there is no new cell.
+pub fn create(host: &mut Host, path: &Path) -> Result<Report> {
+    let cell = match read_configuration(path)? {
+        Configuration::Cell(cell) => cell,
+        Configuration::System(_) => {
+            return Err(Failure::new(
+                "configuration_invalid",
+                format!("{} is a system configuration", path.display()),
+                "Give the configuration of a cell here, and this one to `gaol enable`.",
+            ));
+        }
+    };
+    let (ledger, machine) = known_owners(host);
+    if host.sysfs.is_enabled().unwrap_or(false) {
+        let mut before = ledger.clone();
+        check::add(&mut before, &machine, &cell)
+            .map_err(|problem| Failure::configuration(vec![problem]))?;
+    }
+    let view = cell.view();
+    let created = host
+        .device
+        .create(cell.bytes())
+        .map_err(|error| creation_failure(host, error, &cell, &ledger, &machine))?;
+    let cpus: Vec<u32> = view.cpus().iter().collect();
+    let noun = if cpus.len() == 1 { "CPU" } else { "CPUs" };
+    Ok(Report {
+        text: format!(
+            "Cell \"{}\" has number {} and {noun} {}, after {}.\n",
+            view.name(),
+            created.id,
+            cpu_list(view.cpus()),
+            cost_text(created.cost)
+        ),
+        json: json!({
+            "ok": true,
+            "id": created.id,
+            "name": view.name(),
+            "cpus": cpus,
+            "cycles": created.cost.cycles,
+            "scrub_cycles": created.cost.scrub_cycles,
+        }),
+    })
+}
+
+/// What module and sysfs tell of the machine and of the cells that exist. The ports of others are not known here.
+fn known_owners(host: &Host) -> (Ledger, Machine) {
+    let hypervisor = host.sysfs.region();
+    let machine = Machine {
+        cpus: host
+            .sysfs
+            .present_cpus()
+            .unwrap_or(check::any_machine().cpus),
+        hypervisor: hypervisor.and_then(|(start, size)| Range::new(HostPhysical(start), size)),
+        ..check::any_machine()
+    };
+    let mut ledger = Ledger::new();
+    for entry in host.sysfs.cells().unwrap_or_default() {
+        let Some(name) = encode::name(&entry.name) else {
+            continue;
+        };
+        if entry.id == 0 {
+            ledger.name_root(&name);
+        } else if let Some(binary) = as_configuration(host, &entry, name)
+            && let Ok(view) = CellView::parse(binary.bytes())
+        {
+            // Two cells of one number don't exist, and one too many of them is not known here: the hypervisor decides.
+            let _ = ledger.claim(gaol_config::CellId(entry.id), &view);
+        }
+    }
+    (ledger, machine)
+}
+
+/// The configuration that a cell would have by what sysfs tells of it.
+fn as_configuration(
+    host: &Host,
+    entry: &CellEntry,
+    name: [u8; gaol_abi::NAME_LENGTH],
+) -> Option<encode::Binary> {
+    let regions = host.sysfs.memory(entry.id).ok()?;
+    let memory = regions.iter().take(MAX_MEMORY_REGIONS).map(|region| {
+        Some(MemoryRegion {
+            name: encode::name(&region.name)?,
+            physical: region.physical,
+            guest: region.guest,
+            size: region.size,
+            flags: region.flags,
+        })
+    });
+    let cell = encode::Cell {
+        flags: 0,
+        name,
+        cpus: entry.cpus,
+        reset_address: 0,
+        shutdown_milliseconds: 0,
+        memory: memory.collect::<Option<Vec<_>>>()?,
+        ports: Vec::new(),
+    };
+    Some(cell.encode())
+}
+
+/// A refusal by the hypervisor, shown in the file where it is about what the file says.
+fn creation_failure(
+    host: &Host,
+    error: DeviceError,
+    cell: &Cell,
+    ledger: &Ledger,
+    machine: &Machine,
+) -> Failure {
+    use gaol_abi::outcome::Reason;
+
+    let name = cell.view().name().to_owned();
+    if let DeviceError::Refused { outcome, .. } = &error {
+        let is_explained = matches!(
+            outcome.reason,
+            Reason::CpuUnknown
+                | Reason::CpuZero
+                | Reason::CpuOwned
+                | Reason::RegionInvalid
+                | Reason::RegionOverlap
+                | Reason::MemoryOwned
+                | Reason::MemoryIsHypervisors
+                | Reason::MemoryIsInterruptController
+                | Reason::PortsOwned
+                | Reason::PortsInvalid
+                | Reason::ResetAddress
+                | Reason::NoCpu
+        );
+        if is_explained && cell.places.name.is_some() {
+            let refusal = Refusal::new(outcome.reason, outcome.detail);
+            return Failure::configuration(vec![explain(refusal, cell, ledger, machine)]);
+        }
+    }
+    let action = format!("cannot create cell \"{name}\"");
+    host.failure(&action, error, &host.facts(Some(&CellName::Name(name))))
+}
+
+/// `gaol cell load`.
+///
+/// # Errors
+/// Why nothing was loaded.
+pub fn load(host: &mut Host, cell: &CellName, pieces: &Pieces) -> Result<Report> {
+    if pieces.0.len() > MAX_LOAD_IMAGES as usize {
+        return Err(Failure::new(
+            "too_many_images",
+            format!(
+                "{} files and strings are too many for one load",
+                pieces.0.len()
+            ),
+            format!("Give at most {MAX_LOAD_IMAGES}."),
+        ));
+    }
+    let loads: Vec<Load> = pieces.0.iter().map(read_piece).collect::<Result<_>>()?;
+    let cost = host.device.load(cell, &loads).map_err(|error| {
+        host.failure(
+            &format!("cannot load cell {cell}"),
+            error,
+            &host.facts(Some(cell)),
+        )
+    })?;
+    let mut text = String::new();
+    let mut images: Vec<Value> = Vec::new();
+    for (piece, load) in pieces.0.iter().zip(&loads) {
+        let (source, size) = (source_of(piece), load.bytes.len() as u64);
+        text.push_str(&format!(
+            "{:#010x}  {:>9}  {source}\n",
+            load.address,
+            human_size(size)
+        ));
+        images.push(json!({ "source": source, "address": load.address, "size": size }));
+    }
+    text.push_str(&format!(
+        "Cell {cell} is loaded, after {}.\n",
+        cost_text(cost)
+    ));
+    Ok(Report {
+        text,
+        json: json!({
+            "ok": true,
+            "cell": cell_json(cell),
+            "images": images,
+            "cycles": cost.cycles,
+        }),
+    })
+}
+
+fn human_size(size: u64) -> String {
+    match size {
+        size if size < 10 << 10 => format!("{size} B"),
+        size if size < 10 << 20 => Size(size.div_ceil(1 << 10) << 10).to_string(),
+        size => Size(size.div_ceil(1 << 20) << 20).to_string(),
+    }
+}
+
+fn cell_json(cell: &CellName) -> Value {
+    match cell {
+        CellName::Id(id) => (*id).into(),
+        CellName::Name(name) => name.clone().into(),
+    }
+}
+
+fn source_of(piece: &Piece) -> String {
+    match &piece.content {
+        Content::File(path) => path.display().to_string(),
+        Content::Text(text) => format!("{text:?}"),
+    }
+}
+
+fn read_piece(piece: &Piece) -> Result<Load> {
+    let bytes = match &piece.content {
+        Content::Text(text) => [text.as_bytes(), &[0]].concat(),
+        Content::File(path) => fs::read(path).map_err(|error| {
+            Failure::file("read", path, &error, "Give the path of an image to load.")
+        })?,
+    };
+    if bytes.is_empty() {
+        return Err(Failure::new(
+            "empty_image",
+            format!("{} is empty", source_of(piece)),
+            "Give an image with something in it.",
+        ));
+    }
+    Ok(Load {
+        bytes,
+        address: piece.address,
+    })
+}
+
+/// `gaol cell start`, `shutdown` and `destroy`.
+///
+/// # Errors
+/// Why the cell is as it was.
+pub fn operate(
+    host: &mut Host,
+    operation: Operation,
+    cell: &CellName,
+    force: bool,
+) -> Result<Report> {
+    let (verb, done) = match operation {
+        Operation::Start => ("start", "runs"),
+        Operation::Shutdown => ("shut down", "is shut down"),
+        Operation::Destroy => (
+            "destroy",
+            "is destroyed; its CPUs and memory are Linux' again",
+        ),
+    };
+    let cost = host
+        .device
+        .command(operation, cell, force)
+        .map_err(|error| {
+            host.failure(
+                &format!("cannot {verb} cell {cell}"),
+                error,
+                &host.facts(Some(cell)),
+            )
+        })?;
+    Ok(Report {
+        text: format!("Cell {cell} {done}, after {}.\n", cost_text(cost)),
+        json: json!({
+            "ok": true,
+            "cell": cell_json(cell),
+            "cycles": cost.cycles,
+            "scrub_cycles": cost.scrub_cycles,
+        }),
+    })
+}

@@ -1,0 +1,239 @@
+//! `gaol cell list`: the cells, and why CPUs of them were stopped.
+
+use gaol_abi::exit::counter_name;
+use gaol_abi::image::Vendor;
+use gaol_abi::public::FaultRecord;
+use gaol_config::explain::cpu_list;
+use serde_json::{Value, json};
+
+use crate::failure::Result;
+use crate::host::Host;
+use crate::output::{Report, Side, table};
+use crate::sysfs::{CellEntry, PublicPages};
+
+/// `gaol cell list`.
+///
+/// # Errors
+/// When the module does not tell.
+pub fn list(host: &Host) -> Result<Report> {
+    if !host.sysfs.is_enabled()? {
+        return Ok(Report {
+            text: "Gaol is not enabled: there are no cells.\n".to_owned(),
+            json: json!({ "ok": true, "enabled": false, "cells": [] }),
+        });
+    }
+    let cells = host.sysfs.cells()?;
+    let has_failed = cells.iter().any(|cell| !cell.failed.is_empty());
+    let public = match has_failed {
+        true => Some(host.sysfs.public()?),
+        false => None,
+    };
+    let (total, used) = host.sysfs.pool()?;
+    let mut rows = vec![
+        ["ID", "NAME", "STATE", "CPUS", "FAILED"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let mut faults_text = String::new();
+    let mut cells_json: Vec<Value> = Vec::new();
+    for cell in &cells {
+        rows.push(vec![
+            cell.id.to_string(),
+            cell.name.clone(),
+            cell.state.clone(),
+            cpu_list(cell.cpus),
+            cpu_list(cell.failed),
+        ]);
+        let faults = faults_of(cell, public.as_ref());
+        for (cpu, fault) in &faults {
+            faults_text.push_str(&format!(
+                "CPU {cpu} of \"{}\" was stopped: {}.\n",
+                cell.name,
+                describe(fault, host.vendor)
+            ));
+        }
+        cells_json.push(json!({
+            "id": cell.id,
+            "name": cell.name,
+            "state": cell.state,
+            "cpus": cell.cpus.iter().collect::<Vec<u32>>(),
+            "cpus_failed": cell.failed.iter().collect::<Vec<u32>>(),
+            "faults": faults.iter().map(|(cpu, fault)| fault_json(*cpu, fault, host.vendor)).collect::<Vec<_>>(),
+        }));
+    }
+    let sides = [Side::Right, Side::Left, Side::Left, Side::Left, Side::Left];
+    let mut text = table(&sides, &rows);
+    if !faults_text.is_empty() {
+        text.push('\n');
+        text.push_str(&faults_text);
+    }
+    Ok(Report {
+        text,
+        json: json!({
+            "ok": true,
+            "enabled": true,
+            "cells": cells_json,
+            "pool_total": total,
+            "pool_used": used,
+        }),
+    })
+}
+
+/// The fault records of the cell's CPUs that were stopped.
+fn faults_of<'a>(cell: &CellEntry, public: Option<&'a PublicPages>) -> Vec<(u32, &'a FaultRecord)> {
+    let Some(public) = public else {
+        return Vec::new();
+    };
+    let records = cell
+        .failed
+        .iter()
+        .filter_map(|cpu| Some((cpu, &public.cpu(cpu)?.fault)));
+    records.filter(|(_, fault)| fault.count != 0).collect()
+}
+
+/// Name of an exit reason, or its number.
+fn exit_name(reason: u32, vendor: Option<Vendor>) -> String {
+    let index = usize::try_from(reason).unwrap_or(usize::MAX);
+    let name = vendor.and_then(|vendor| counter_name(vendor, index));
+    name.map_or_else(|| format!("exit_{reason:#x}"), str::to_owned)
+}
+
+/// Basic exit reasons whose qualification and address say more (SDM, "VMX Basic Exit Reasons").
+mod exit {
+    pub const TRIPLE_FAULT: u32 = 2;
+    pub const HYPERCALL: u32 = 18;
+    pub const CONTROL_REGISTER: u32 = 28;
+    pub const PORT: u32 = 30;
+    pub const RDMSR: u32 = 31;
+    pub const WRMSR: u32 = 32;
+    pub const EPT_VIOLATION: u32 = 48;
+    pub const EPT_MISCONFIGURATION: u32 = 49;
+    pub const XSETBV: u32 = 55;
+}
+
+/// What the guest did, in words (SDM, "Exit Qualification").
+fn deed(fault: &FaultRecord) -> String {
+    let bits = fault.qualification;
+    let address = fault.address;
+    match fault.exit_reason {
+        exit::TRIPLE_FAULT => "it ran into a triple fault".to_owned(),
+        exit::HYPERCALL => "it made a hypercall that it may not".to_owned(),
+        exit::CONTROL_REGISTER => format!("it changed CR{} as it may not", bits & 15),
+        exit::PORT => {
+            let direction = if bits & 8 != 0 { "read" } else { "wrote" };
+            let size = (bits & 7) + 1;
+            let plural = if size == 1 { "" } else { "s" };
+            format!("it {direction} {size} byte{plural} at port {address:#x}")
+        }
+        exit::RDMSR => format!("it read MSR {address:#x}"),
+        exit::WRMSR => format!("it wrote MSR {address:#x}"),
+        exit::EPT_VIOLATION => {
+            let verb = match bits & 7 {
+                access if access & 2 != 0 => "wrote",
+                access if access & 4 != 0 => "executed",
+                _ => "read",
+            };
+            format!("it {verb} guest-physical {address:#x}")
+        }
+        exit::EPT_MISCONFIGURATION => format!("it met broken page tables at {address:#x}"),
+        exit::XSETBV => "it set XCR0 as it may not".to_owned(),
+        _ => "it did what a cell may not".to_owned(),
+    }
+}
+
+fn describe(fault: &FaultRecord, vendor: Option<Vendor>) -> String {
+    let deed = match vendor {
+        Some(Vendor::Svm) => "it did what a cell may not".to_owned(),
+        _ => deed(fault),
+    };
+    format!(
+        "{deed} at RIP {:#x} (exit reason {})",
+        fault.rip,
+        exit_name(fault.exit_reason, vendor)
+    )
+}
+
+fn fault_json(cpu: u32, fault: &FaultRecord, vendor: Option<Vendor>) -> Value {
+    let length = usize::try_from(fault.instruction_length).unwrap_or(usize::MAX);
+    let instruction: String = fault
+        .instruction
+        .iter()
+        .take(length)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    json!({
+        "cpu": cpu,
+        "count": fault.count,
+        "exit_reason": exit_name(fault.exit_reason, vendor),
+        "exit_reason_number": fault.exit_reason,
+        "qualification": fault.qualification,
+        "address": fault.address,
+        "rip": fault.rip,
+        "cs_base": fault.cs_base,
+        "rflags": fault.rflags,
+        "cr0": fault.cr0,
+        "cr3": fault.cr3,
+        "cr4": fault.cr4,
+        "time": fault.time,
+        "instruction": instruction,
+        "text": describe(fault, vendor),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros;
+
+    use super::*;
+
+    #[test]
+    fn faults_are_told_in_words() {
+        let say = |exit_reason, qualification, address| {
+            let fault = FaultRecord {
+                count: 1,
+                exit_reason,
+                qualification,
+                address,
+                rip: 0x1234,
+                ..FaultRecord::new_zeroed()
+            };
+            describe(&fault, Some(Vendor::Vmx))
+        };
+        for (fault, text) in [
+            (
+                say(48, 0b001, 0x20_0000),
+                "it read guest-physical 0x200000 at RIP 0x1234 (exit reason ept_violation)",
+            ),
+            (
+                say(48, 0b010, 0x20_0000),
+                "it wrote guest-physical 0x200000 at RIP 0x1234 (exit reason ept_violation)",
+            ),
+            (
+                say(48, 0b100, 0x20_0000),
+                "it executed guest-physical 0x200000 at RIP 0x1234 (exit reason ept_violation)",
+            ),
+            (
+                say(30, 0x70_0008, 0x70),
+                "it read 1 byte at port 0x70 at RIP 0x1234 (exit reason port)",
+            ),
+            (
+                say(30, 0x3f8_0003, 0x3f8),
+                "it wrote 4 bytes at port 0x3f8 at RIP 0x1234 (exit reason port)",
+            ),
+            (
+                say(32, 0, 0x1b),
+                "it wrote MSR 0x1b at RIP 0x1234 (exit reason wrmsr)",
+            ),
+            (
+                say(2, 0, 0),
+                "it ran into a triple fault at RIP 0x1234 (exit reason triple_fault)",
+            ),
+            (
+                say(99, 0, 0),
+                "it did what a cell may not at RIP 0x1234 (exit reason exit_0x63)",
+            ),
+        ] {
+            assert_eq!(fault, text);
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The commands, one function each: from arguments and a machine to an answer.
+
+pub mod cell;
+pub mod config;
+pub mod histogram;
+pub mod list;
+pub mod stats;
+pub mod system;
+
+use std::io::Write;
+
+use crate::arguments::{CellCommand, Command, ConfigCommand};
+use crate::device::Operation;
+use crate::failure::Result;
+use crate::host::Host;
+use crate::output::Report;
+
+/// Does what was asked for. `console -f` writes to `output` as it goes; everything else is in the answer.
+///
+/// # Errors
+/// Why it was not done.
+pub fn run(command: &Command, host: &mut Host, output: &mut dyn Write) -> Result<Report> {
+    match command {
+        Command::Enable(arguments) => system::enable(host, arguments),
+        Command::Disable { force } => system::disable(host, *force),
+        Command::Console { follow: false } => system::console(host),
+        Command::Console { follow: true } => system::follow_console(host, output),
+        Command::Cell(command) => run_cell(command, host),
+        Command::Config(ConfigCommand::Build { file, output }) => config::build(file, output),
+        Command::Config(ConfigCommand::Check {
+            system,
+            cells,
+            cpus,
+        }) => config::check(system, cells, *cpus),
+    }
+}
+
+fn run_cell(command: &CellCommand, host: &mut Host) -> Result<Report> {
+    match command {
+        CellCommand::Create { file } => cell::create(host, file),
+        CellCommand::Load { cell, pieces } => cell::load(host, cell, pieces),
+        CellCommand::Start { cell } => cell::operate(host, Operation::Start, cell, false),
+        CellCommand::Shutdown { cell, force } => {
+            cell::operate(host, Operation::Shutdown, cell, *force)
+        }
+        CellCommand::Destroy { cell, force } => {
+            cell::operate(host, Operation::Destroy, cell, *force)
+        }
+        CellCommand::List => list::list(host),
+        CellCommand::Stats { cell } => stats::stats(host, cell),
+        CellCommand::Histogram { cell, region } => {
+            histogram::histogram(host, cell, region.as_deref())
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! `gaol cell stats`: how often CPUs were in the hypervisor, by reason.
+
+use gaol_abi::exit::{COUNTERS, FIRST_DERIVED_COUNTER, counter_name};
+use gaol_config::explain::cpu_list;
+use serde_json::{Map, Value, json};
+
+use crate::arguments::CellName;
+use crate::failure::Result;
+use crate::host::Host;
+use crate::output::{Report, Side, grouped, table};
+
+/// A counter: its name, its value for each CPU, its sum.
+struct Row {
+    name: String,
+    is_derived: bool,
+    values: Vec<u64>,
+    total: u64,
+}
+
+fn sum(values: &[u64]) -> u64 {
+    values
+        .iter()
+        .fold(0, |sum, value| sum.saturating_add(*value))
+}
+
+/// `gaol cell stats`.
+///
+/// # Errors
+/// When there is no such cell, or the module does not tell.
+pub fn stats(host: &Host, cell: &CellName) -> Result<Report> {
+    let cell = host.sysfs.find(cell)?;
+    let public = host.sysfs.public()?;
+    let cpus: Vec<(u32, &[u64; COUNTERS])> = cell
+        .cpus
+        .iter()
+        .filter_map(|cpu| Some((cpu, &public.cpu(cpu)?.exits)))
+        .collect();
+    let numbers: Vec<u32> = cpus.iter().map(|(cpu, _)| *cpu).collect();
+    let mut rows: Vec<Row> = (0..COUNTERS)
+        .map(|index| {
+            let values: Vec<u64> = cpus.iter().map(|(_, exits)| exits[index]).collect();
+            let name = host.vendor.and_then(|vendor| counter_name(vendor, index));
+            Row {
+                name: name.map_or_else(|| format!("exit_{index:#x}"), str::to_owned),
+                is_derived: index >= FIRST_DERIVED_COUNTER,
+                total: sum(&values),
+                values,
+            }
+        })
+        .filter(|row| row.total != 0)
+        .collect();
+    rows.sort_by_key(|row| (row.is_derived, core::cmp::Reverse(row.total)));
+    let exits = Row {
+        name: "exits".to_owned(),
+        is_derived: false,
+        values: (0..numbers.len())
+            .map(|column| {
+                let exits = rows.iter().filter(|row| !row.is_derived);
+                sum(&exits.map(|row| row.values[column]).collect::<Vec<_>>())
+            })
+            .collect(),
+        total: sum(&rows
+            .iter()
+            .filter(|row| !row.is_derived)
+            .map(|row| row.total)
+            .collect::<Vec<_>>()),
+    };
+    let text = format!(
+        "Cell \"{}\" (number {}, CPUs {}): {} exits.\n{}",
+        cell.name,
+        cell.id,
+        cpu_list(cell.cpus),
+        grouped(exits.total),
+        text_table(&numbers, &rows, &exits)
+    );
+    let json = json!({
+        "ok": true,
+        "id": cell.id,
+        "name": cell.name,
+        "exits": exits.total,
+        "total": counters(&rows, |row| row.total),
+        "cpus": numbers.iter().enumerate().map(|(column, cpu)| {
+            let mut counters = counters(&rows, |row| row.values[column]);
+            counters.insert("exits".to_owned(), exits.values[column].into());
+            (cpu.to_string(), Value::Object(counters))
+        }).collect::<Map<String, Value>>(),
+    });
+    Ok(Report { text, json })
+}
+
+fn counters(rows: &[Row], value: impl Fn(&Row) -> u64) -> Map<String, Value> {
+    rows.iter()
+        .map(|row| (row.name.clone(), value(row).into()))
+        .collect()
+}
+
+/// Exits, their parts by reason, then the counters that are parts of those.
+fn text_table(cpus: &[u32], rows: &[Row], exits: &Row) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let line = |row: &Row, indent: &str| {
+        let mut cells = vec![format!("{indent}{}", row.name), grouped(row.total)];
+        if cpus.len() > 1 {
+            cells.extend(row.values.iter().map(|value| grouped(*value)));
+        }
+        cells
+    };
+    let mut heading = vec!["COUNTER".to_owned(), "TOTAL".to_owned()];
+    if cpus.len() > 1 {
+        heading.extend(cpus.iter().map(|cpu| format!("CPU {cpu}")));
+    }
+    let sides: Vec<Side> = core::iter::once(Side::Left)
+        .chain(core::iter::repeat_n(Side::Right, heading.len() - 1))
+        .collect();
+    let mut lines = vec![heading, line(exits, "")];
+    lines.extend(rows.iter().map(|row| match row.is_derived {
+        true => line(row, ""),
+        false => line(row, "  "),
+    }));
+    format!("\n{}", table(&sides, &lines))
+}

@@ -1,0 +1,143 @@
+//! `gaol enable`, `gaol disable`, `gaol console`.
+
+use std::io::Write;
+
+use gaol_config::quantity::Size;
+use gaol_config::{Configuration, System};
+use serde_json::json;
+
+use crate::arguments::EnableArguments;
+use crate::failure::{Failure, Result, plain};
+use crate::host::{Host, read_configuration};
+use crate::output::{Report, grouped};
+
+/// `gaol enable`.
+///
+/// # Errors
+/// Why Gaol is not enabled.
+pub fn enable(host: &mut Host, arguments: &EnableArguments) -> Result<Report> {
+    let system = match &arguments.system {
+        None => System::built_in(),
+        Some(path) => match read_configuration(path)? {
+            Configuration::System(system) => system,
+            Configuration::Cell(_) => {
+                return Err(Failure::new(
+                    "configuration_invalid",
+                    format!("{} is the configuration of a cell", path.display()),
+                    "Give a system configuration here, and this one to `gaol cell create`.",
+                ));
+            }
+        },
+    };
+    let (image_path, image) = host.image(arguments.image.as_deref())?;
+    let enabled = host
+        .device
+        .enable(&image, system.bytes(), arguments.fail_at)
+        .map_err(|error| {
+            host.failure("cannot enable Gaol", error, &host.facts_of_system(&system))
+        })?;
+    let mut text = format!(
+        "Gaol is enabled in {} at {:#x}, after {} cycles.\n",
+        Size(enabled.region_size),
+        enabled.region_physical,
+        grouped(enabled.cycles)
+    );
+    let mut json = json!({
+        "ok": true,
+        "image": image_path.display().to_string(),
+        "region_physical": enabled.region_physical,
+        "region_size": enabled.region_size,
+        "cycles": enabled.cycles,
+    });
+    if let Ok((total, used)) = host.sysfs.pool() {
+        text.push_str(&format!(
+            "Of {} page frames in its pool, {} are in use.\n",
+            grouped(total),
+            grouped(used)
+        ));
+        json["pool_total"] = total.into();
+        json["pool_used"] = used.into();
+    }
+    Ok(Report { text, json })
+}
+
+/// `gaol disable`.
+///
+/// # Errors
+/// Why Gaol is still enabled.
+pub fn disable(host: &mut Host, force: bool) -> Result<Report> {
+    let cost = host
+        .device
+        .disable(force)
+        .map_err(|error| host.failure("cannot disable Gaol", error, &host.facts(None)))?;
+    Ok(Report {
+        text: format!(
+            "Gaol is disabled, after {} cycles. Linux has the machine back.\n",
+            grouped(cost.cycles)
+        ),
+        json: json!({
+            "ok": true,
+            "cycles": cost.cycles,
+            "scrub_cycles": cost.scrub_cycles,
+        }),
+    })
+}
+
+fn read_failure(error: &std::io::Error) -> Failure {
+    Failure::new(
+        "system_error",
+        format!("cannot read the console: {}", plain(error)),
+        "See `dmesg` for what the module says.",
+    )
+}
+
+/// `gaol console`: what was printed so far.
+///
+/// # Errors
+/// When the device can't be read.
+pub fn console(host: &mut Host) -> Result<Report> {
+    let opened = host.device.console(false);
+    let mut console = opened
+        .map_err(|error| host.failure("cannot open the console", error, &host.facts(None)))?;
+    let mut text = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        match console.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => text.extend_from_slice(&buffer[..count]),
+            Err(error) => return Err(read_failure(&error)),
+        }
+    }
+    let text = String::from_utf8_lossy(&text).into_owned();
+    Ok(Report {
+        json: json!({ "ok": true, "text": text }),
+        text,
+    })
+}
+
+/// `gaol console -f`: until the device ends, or `output` takes no more.
+///
+/// # Errors
+/// When the device can't be read.
+pub fn follow_console(host: &mut Host, output: &mut dyn Write) -> Result<Report> {
+    let opened = host.device.console(true);
+    let mut console = opened
+        .map_err(|error| host.failure("cannot open the console", error, &host.facts(None)))?;
+    let mut buffer = [0; 4096];
+    loop {
+        let count = match console.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(read_failure(&error)),
+        };
+        let written = output.write_all(&buffer[..count]);
+        if written.and_then(|()| output.flush()).is_err() {
+            break;
+        }
+    }
+    Ok(Report {
+        text: String::new(),
+        json: json!({ "ok": true }),
+    })
+}

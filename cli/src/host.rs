@@ -1,0 +1,259 @@
+//! The machine that the command runs on: where things are, and what CPU it has.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use gaol_abi::image::Vendor;
+use gaol_abi::outcome::Reason;
+use gaol_config::{Configuration, System};
+
+use crate::arguments::CellName;
+use crate::device::{Device, DeviceError};
+use crate::driver::{Driver, is_unknown_request};
+use crate::explain::{Facts, explain, place_of};
+use crate::failure::{Failure, Result, plain};
+use crate::sysfs::Sysfs;
+
+/// Where the module makes its device.
+const DEVICE: &str = "/dev/gaol";
+/// Where images are installed.
+const IMAGE_DIRECTORY: &str = "/lib/firmware/gaol";
+
+/// The machine.
+pub struct Host {
+    /// What the module tells about itself.
+    pub sysfs: Sysfs,
+    /// What the kernel tells about memory: /proc/iomem.
+    pub iomem: PathBuf,
+    /// Directories to look for images in, in this order.
+    pub image_directories: Vec<PathBuf>,
+    /// Vendor of the CPU, if it is one that Gaol knows.
+    pub vendor: Option<Vendor>,
+    /// The module.
+    pub device: Box<dyn Device>,
+}
+
+impl Host {
+    /// The machine as it is. `GAOL_SYSFS_ROOT` is looked for what is else in /sys.
+    #[must_use]
+    pub fn real() -> Self {
+        let sysfs = std::env::var_os("GAOL_SYSFS_ROOT").map_or("/sys".into(), PathBuf::from);
+        let beside_program = std::env::current_exe()
+            .ok()
+            .and_then(|program| program.parent().map(Path::to_path_buf));
+        let image_directories = std::env::var_os("GAOL_IMAGE_DIR")
+            .map(PathBuf::from)
+            .into_iter()
+            .chain([IMAGE_DIRECTORY.into()])
+            .chain(beside_program)
+            .collect();
+        Self {
+            sysfs: Sysfs::new(sysfs),
+            iomem: "/proc/iomem".into(),
+            image_directories,
+            vendor: vendor(),
+            device: Box::new(Driver::new(DEVICE.into())),
+        }
+    }
+
+    /// What sentences about failures need to know.
+    #[must_use]
+    pub fn facts(&self, cell: Option<&CellName>) -> Facts {
+        let hypervisor_size = gaol_config::compile::DEFAULT_HYPERVISOR_SIZE;
+        Facts {
+            cell: cell.cloned(),
+            vendor: self.vendor,
+            hypervisor_size,
+            reservation: None,
+        }
+    }
+
+    /// The same for what a system configuration asks for.
+    #[must_use]
+    pub fn facts_of_system(&self, system: &System) -> Facts {
+        let hypervisor_size = system.view().header().hypervisor_size;
+        let iomem = fs::read_to_string(&self.iomem).unwrap_or_default();
+        Facts {
+            hypervisor_size,
+            reservation: place_for_reservation(&iomem, hypervisor_size),
+            ..self.facts(None)
+        }
+    }
+
+    /// What the device reported as a failure of `action` ("cannot start the cell").
+    #[must_use]
+    pub fn failure(&self, action: &str, error: DeviceError, facts: &Facts) -> Failure {
+        let (errno, outcome) = match error {
+            DeviceError::Open(error) => return open_failure(&error),
+            DeviceError::Refused { errno, outcome } => (errno, outcome),
+        };
+        let (sentence, remedy) = match explain(&outcome, facts) {
+            Some(words) => words,
+            None if outcome.reason != Reason::None => (
+                format!("reason {} (detail {:#x})", outcome.reason.0, outcome.detail),
+                "The module is newer than this command: install both of one version.".to_owned(),
+            ),
+            None if is_unknown_request(errno, &outcome) => (
+                match self.sysfs.abi_revision() {
+                    Some(theirs) if theirs != gaol_abi::ABI_REVISION => format!(
+                        "the module is of ABI revision {theirs}, this command of {}",
+                        gaol_abi::ABI_REVISION
+                    ),
+                    _ => "the module does not take this request".to_owned(),
+                },
+                "Install module and command of one version.".to_owned(),
+            ),
+            None => (
+                plain(&io::Error::from_raw_os_error(errno)),
+                "See `dmesg` for what the module says.".to_owned(),
+            ),
+        };
+        let message = format!("{action}: {sentence}{}", place_of(&outcome));
+        Failure::reported(errno, &outcome, message, remedy)
+    }
+
+    /// The image for this CPU: the one that was named, or the first that is found.
+    ///
+    /// # Errors
+    /// When there is none, or it can't be read.
+    pub fn image(&self, named: Option<&Path>) -> Result<(PathBuf, Vec<u8>)> {
+        let read = |path: &Path| {
+            fs::read(path).map_err(|error| {
+                Failure::file(
+                    "read the image",
+                    path,
+                    &error,
+                    "Give the hypervisor's image with --image FILE.",
+                )
+            })
+        };
+        if let Some(path) = named {
+            return Ok((path.to_path_buf(), read(path)?));
+        }
+        let name = match self.vendor {
+            Some(Vendor::Vmx) => "gaol-vmx.bin",
+            Some(Vendor::Svm) => "gaol-svm.bin",
+            _ => {
+                return Err(Failure::new(
+                    "unknown_vendor",
+                    "the CPU is neither of Intel's nor of AMD's kind",
+                    "Gaol needs VMX or SVM; --image FILE chooses an image all the same.",
+                ));
+            }
+        };
+        let mut candidates = self
+            .image_directories
+            .iter()
+            .map(|directory| directory.join(name));
+        match candidates.find(|path| path.exists()) {
+            Some(path) => {
+                let bytes = read(&path)?;
+                Ok((path, bytes))
+            }
+            None => {
+                let places: Vec<String> = self
+                    .image_directories
+                    .iter()
+                    .map(|directory| directory.display().to_string())
+                    .collect();
+                Err(Failure::new(
+                    "no_image",
+                    format!("there is no {name} in {}", places.join(", ")),
+                    "Install it there, set GAOL_IMAGE_DIR, or give it with --image FILE.",
+                ))
+            }
+        }
+    }
+}
+
+/// Reads a configuration of either kind and form.
+///
+/// # Errors
+/// When it can't be read, or is wrong.
+pub fn read_configuration(path: &Path) -> Result<Configuration> {
+    let bytes = fs::read(path).map_err(|error| {
+        Failure::file(
+            "read",
+            path,
+            &error,
+            "Give the path of a .toml file, or of a compiled one.",
+        )
+    })?;
+    Configuration::read(&path.display().to_string(), &bytes)
+        .map_err(|problem| Failure::configuration(vec![problem]))
+}
+
+fn open_failure(error: &io::Error) -> Failure {
+    let (reason, what, remedy) = match error.kind() {
+        io::ErrorKind::NotFound => (
+            "no_module",
+            format!("there is no {DEVICE}: the module is not loaded"),
+            "Load it: insmod gaol.ko",
+        ),
+        io::ErrorKind::PermissionDenied => (
+            "no_permission",
+            format!("no permission to open {DEVICE}"),
+            "Run gaol as root.",
+        ),
+        _ => (
+            "system_error",
+            format!("cannot open {DEVICE}: {}", plain(error)),
+            "See `dmesg` for what the module says.",
+        ),
+    };
+    Failure::new(reason, what, remedy)
+}
+
+/// Vendor of the CPU. Others that build CPUs with one of the two extensions are named as well.
+fn vendor() -> Option<Vendor> {
+    let vendor = raw_cpuid::CpuId::new().get_vendor_info()?;
+    match vendor.as_str() {
+        "GenuineIntel" | "CentaurHauls" | "  Shanghai  " => Some(Vendor::Vmx),
+        "AuthenticAMD" | "HygonGenuine" => Some(Vendor::Svm),
+        _ => None,
+    }
+}
+
+/// An address for a reservation of `size` bytes: at the end of the last RAM below 4 GiB that is large enough to lose it.
+fn place_for_reservation(iomem: &str, size: u64) -> Option<u64> {
+    const ALIGNMENT: u64 = 2 << 20;
+    let ram = iomem.lines().filter_map(|line| {
+        let (range, name) = line.split_once(" : ")?;
+        let (first, last) = range.split_once('-')?;
+        // Indented lines are what is inside the RAM.
+        let first = u64::from_str_radix(first, 16).ok()?;
+        let last = u64::from_str_radix(last, 16).ok()?;
+        (name.trim() == "System RAM" && last > first && last < 1 << 32).then_some((first, last))
+    });
+    let (first, last) = ram
+        .filter(|(first, last)| (last - first) / 4 >= size)
+        .max_by_key(|(_, last)| *last)?;
+    let start = (last + 1).checked_sub(size)? & !(ALIGNMENT - 1);
+    (start >= first).then_some(start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IOMEM: &str = "\
+00000000-00000fff : Reserved
+00001000-0009efff : System RAM
+00100000-3ffeffff : System RAM
+  01000000-01e0ffff : Kernel code
+3fff0000-3fffffff : ACPI Tables
+100000000-13fffffff : System RAM
+";
+
+    #[test]
+    fn reservations_lie_at_the_end_of_low_memory() {
+        assert_eq!(place_for_reservation(IOMEM, 4 << 20), Some(0x3fa0_0000));
+        assert_eq!(place_for_reservation(IOMEM, 1 << 30), None);
+        assert_eq!(
+            place_for_reservation("00000000-00000000 : System RAM\n", 4 << 20),
+            None
+        );
+        assert_eq!(place_for_reservation("garbage", 4 << 20), None);
+    }
+}

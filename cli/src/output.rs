@@ -1,0 +1,86 @@
+//! What commands answer, for people and for programs.
+
+use serde_json::Value;
+
+/// An answer.
+#[derive(Debug)]
+pub struct Report {
+    /// For people; ends with a line feed, or is empty.
+    pub text: String,
+    /// For programs: one object.
+    pub json: Value,
+}
+
+/// A number with its thousands apart: 1,234,567.
+#[must_use]
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index != 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Which side the cells of a column stand at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Words.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// Rows of equal length, the first with the headings, as aligned columns two spaces apart.
+#[must_use]
+pub fn table(sides: &[Side], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..sides.len()).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).zip(sides);
+        let cells: Vec<String> = cells
+            .map(|((cell, width), side)| match side {
+                Side::Left => format!("{cell:<width$}"),
+                Side::Right => format!("{cell:>width$}"),
+            })
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_apart() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (1_234_567, "1,234,567"),
+            (u64::MAX, "18,446,744,073,709,551,615"),
+        ] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = [["NAME", "N"], ["a", "1,000"], ["longer", "5"]];
+        let rows = rows.map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(
+            table(&[Side::Left, Side::Right], &rows),
+            "NAME        N\na       1,000\nlonger      5\n"
+        );
+    }
+}
