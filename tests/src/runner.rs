@@ -28,7 +28,7 @@ pub struct Group {
     /// Its name, which the machine's directory bears too.
     pub name: &'static str,
     /// Changes the usual machine into the one that the group needs.
-    pub machine: fn(Spec) -> Spec,
+    pub machine: fn(Spec) -> Result<Spec>,
     /// What is done after each boot.
     pub prepare: fn(&mut Context) -> Result<()>,
     /// The checks, in the order in which they run.
@@ -172,7 +172,7 @@ fn boot(group: &Group, boots: u32) -> Result<Context> {
         1 => format!("test-{}", group.name),
         _ => format!("test-{}-{boots}", group.name),
     };
-    let spec = (group.machine)(with_artefacts(Spec::new(&name))?);
+    let spec = (group.machine)(with_artefacts(Spec::new(&name))?)?;
     let mut context = Context {
         machine: Machine::boot(&spec)?,
     };
@@ -246,7 +246,7 @@ mod tests {
 
     const GROUPS: &[Group] = &[Group {
         name: "first",
-        machine: |spec| spec,
+        machine: Ok,
         prepare: |_| Ok(()),
         checks: &[
             Check {

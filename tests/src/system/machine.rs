@@ -8,7 +8,7 @@ use crate::runner::{Check, Group};
 
 pub(super) const GROUP: Group = Group {
     name: "machine",
-    machine: |spec| spec.module("msr"),
+    machine: |spec| Ok(spec.module("msr")),
     prepare: |_| Ok(()),
     checks: &[
         Check {

@@ -1,0 +1,153 @@
+//! What Linux touches although it owns it not: it gets what bare hardware would give, is counted, and runs on.
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{CPUS, Context, load_modules, usual};
+use crate::gaol::Gaol;
+use crate::runner::{Check, Group};
+
+pub(super) const GROUP: Group = Group {
+    name: "root",
+    machine: usual,
+    prepare: |context| {
+        load_modules(context)?;
+        context.machine.check("insmod /root/gaol-bench.ko")?;
+        context.enable()
+    },
+    checks: &[
+        Check {
+            name: "the-hypervisors-memory-reads-as-ones",
+            run: hypervisor_memory,
+        },
+        Check {
+            name: "a-cells-memory-reads-as-ones",
+            run: cell_memory,
+        },
+        Check {
+            name: "a-cells-memory-comes-back-scrubbed",
+            run: scrubbed,
+        },
+        Check {
+            name: "linux-cannot-see-or-set-vmxe",
+            run: vmxe,
+        },
+        Check {
+            name: "exits-are-counted-by-reason",
+            run: counters,
+        },
+    ],
+};
+
+/// Asserts that reads of this page give ones and that a write does not stick; returns how often Linux was overruled.
+fn assert_ones(context: &mut Context, address: u64) -> Result<()> {
+    for (kind, ones) in [
+        ("r8", 0xff),
+        ("r16", 0xffff),
+        ("r32", 0xffff_ffff),
+        ("r64", u64::MAX),
+    ] {
+        let value = context
+            .poke(&format!("{kind} {address:x}"))?
+            .context("the access faulted")?;
+        ensure!(value == ones, "{kind} at {address:#x} reads {value:#x}");
+    }
+    for kind in ["w8", "w16", "w32", "w64"] {
+        context.poke(&format!("{kind} {address:x} 0"))?;
+        let value = context
+            .poke(&format!("r64 {address:x}"))?
+            .context("the access faulted")?;
+        ensure!(value == u64::MAX, "{kind} at {address:#x} was written");
+    }
+    Ok(())
+}
+
+fn hypervisor_memory(context: &mut Context) -> Result<()> {
+    let (physical, size) = context.region()?;
+    let before = context.machine.exits("0")?;
+    for address in [physical, physical + size / 2 + 8, physical + size - 8] {
+        assert_ones(context, address)?;
+    }
+    let after = context.machine.exits("0")?;
+    let violations = |exits: &std::collections::BTreeMap<String, u64>| {
+        exits.get("ept_violation").copied().unwrap_or(0)
+    };
+    ensure!(
+        violations(&after) >= violations(&before) + 12,
+        "the writes were not counted: {before:?} became {after:?}"
+    );
+    context.machine.linux_is_well(CPUS)
+}
+
+/// Where a region of a cell is, from sysfs.
+fn cell_region(context: &mut Context, cell: &str, region: &str) -> Result<u64> {
+    let text = context.machine.check(&format!(
+        "for cell in /sys/devices/gaol/cells/*; do [ \"$(cat $cell/name)\" = {cell} ] && cat $cell/memory; done; :"
+    ))?;
+    text.lines()
+        .find_map(|line| {
+            let mut fields = line.split_whitespace();
+            let name = fields.next()?;
+            let physical = fields.next()?;
+            (name == region)
+                .then(|| u64::from_str_radix(physical.trim_start_matches("0x"), 16).ok())?
+        })
+        .with_context(|| format!("sysfs does not show the region `{region}`: {text}"))
+}
+
+fn cell_memory(context: &mut Context) -> Result<()> {
+    context.start_cell("hello", "every=200ms")?;
+    let ram = cell_region(context, "hello", "ram")?;
+    assert_ones(context, ram)?;
+    context.wait_console("hello: ")?;
+    context.machine.gaol("cell destroy hello")?;
+    context.machine.linux_is_well(CPUS)
+}
+
+fn scrubbed(context: &mut Context) -> Result<()> {
+    context.start_cell("hello", "every=200ms")?;
+    let ram = cell_region(context, "hello", "ram")?;
+    context.wait_console("hello: ")?;
+    context.machine.gaol("cell destroy hello")?;
+    // Linux may use it again at once; the image's first instruction would still be there if nobody had cleared it.
+    let first = context
+        .poke(&format!("r64 {ram:x}"))?
+        .context("the access faulted")?;
+    let image = context
+        .machine
+        .check("hexdump -v -n 8 -e '1/8 \"%x\"' hello.bin")?;
+    ensure!(
+        first != u64::from_str_radix(image.trim(), 16)?,
+        "the cell's image is still in the memory that Linux got back"
+    );
+    context.machine.linux_is_well(CPUS)
+}
+
+fn vmxe(context: &mut Context) -> Result<()> {
+    const VMXE: u64 = 1 << 13;
+    let text = context
+        .machine
+        .check("grep ' cr4 ' /proc/gaol-test/state")?;
+    for line in text.lines() {
+        let value = line.rsplit(' ').next().unwrap_or_default();
+        let cr4 = u64::from_str_radix(value, 16)?;
+        ensure!(cr4 & VMXE == 0, "Linux sees VMXE: {line}");
+    }
+    ensure!(text.lines().count() == CPUS as usize, "{text}");
+    Ok(())
+}
+
+fn counters(context: &mut Context) -> Result<()> {
+    let before = context.machine.exits("0")?;
+    let counted = context.machine.check("taskset 1 cat /proc/gaol-bench")?;
+    ensure!(counted.contains("hypervisor 1"), "no hypervisor: {counted}");
+    let after = context.machine.exits("0")?;
+    // The counting module does each of these 2,000 times.
+    for name in ["cpuid", "hypercall", "rdmsr", "xsetbv", "port"] {
+        let (old, new) = (
+            before.get(name).copied().unwrap_or(0),
+            after.get(name).copied().unwrap_or(0),
+        );
+        ensure!(new >= old + 2000, "{name}: {old} became {new}");
+    }
+    Ok(())
+}
