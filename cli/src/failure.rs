@@ -96,13 +96,6 @@ impl Failure {
         self.fields.insert(key.to_owned(), value.into());
     }
 
-    /// The name for programs.
-    #[must_use]
-    #[cfg(test)]
-    pub fn reason(&self) -> &str {
-        &self.reason
-    }
-
     /// The failure as one JSON object.
     #[must_use]
     pub fn json(&self) -> Value {

@@ -1,1 +1,8 @@
+//! Every command against a made-up machine: its answers for people and for programs, its failures, its exit status.
 
+mod fake;
+
+mod cells;
+mod configurations;
+mod enabling;
+mod watching;

@@ -83,7 +83,7 @@ impl CpuSet {
     }
 
     /// The CPUs in ascending order.
-    pub fn iter(self) -> impl Iterator<Item = u32> {
+    pub fn iter(self) -> impl Iterator<Item = u32> + Clone {
         self.words
             .into_iter()
             .zip((0..MAX_CPUS as u32).step_by(64))

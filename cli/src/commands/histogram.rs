@@ -177,14 +177,9 @@ fn bars(results: &Results) -> String {
 }
 
 fn json(cell: &str, results: &Results) -> Value {
-    let classes = results.histogram.iter().enumerate();
-    let classes: Vec<Value> = classes
-        .filter(|(_, count)| **count != 0)
-        .map(|(class, count)| json!([(class as u64).saturating_mul(results.class_cycles), count]))
-        .collect();
     let measured = |value: u64| match results.ticks_done {
-        0 => Value::Null,
-        _ => value.into(),
+        0 => 0,
+        _ => value,
     };
     json!({
         "ok": true,
@@ -196,10 +191,10 @@ fn json(cell: &str, results: &Results) -> Value {
         "period_cycles": results.period_cycles,
         "tsc_khz": results.tsc_khz,
         "min_cycles": measured(results.min_cycles),
-        "avg_cycles": match results.ticks_done { 0 => Value::Null, _ => average(results).into() },
+        "avg_cycles": average(results),
         "max_cycles": measured(results.max_cycles),
         "class_cycles": results.class_cycles,
         "overflow": results.overflow,
-        "histogram": classes,
+        "histogram": results.histogram.as_slice(),
     })
 }

@@ -65,33 +65,41 @@ pub fn stats(host: &Host, cell: &CellName) -> Result<Report> {
             .map(|row| row.total)
             .collect::<Vec<_>>()),
     };
+    let noun = if numbers.len() == 1 { "CPU" } else { "CPUs" };
     let text = format!(
-        "Cell \"{}\" (number {}, CPUs {}): {} exits.\n{}",
+        "Cell \"{}\" (number {}, {noun} {}): {} exits.\n{}",
         cell.name,
         cell.id,
         cpu_list(cell.cpus),
         grouped(exits.total),
         text_table(&numbers, &rows, &exits)
     );
-    let json = json!({
-        "ok": true,
-        "id": cell.id,
-        "name": cell.name,
-        "exits": exits.total,
-        "total": counters(&rows, |row| row.total),
-        "cpus": numbers.iter().enumerate().map(|(column, cpu)| {
-            let mut counters = counters(&rows, |row| row.values[column]);
-            counters.insert("exits".to_owned(), exits.values[column].into());
-            (cpu.to_string(), Value::Object(counters))
-        }).collect::<Map<String, Value>>(),
-    });
+    let mut json = counters_json(&rows, exits.total, |row| row.total);
+    json["ok"] = true.into();
+    json["id"] = cell.id.into();
+    json["name"] = cell.name.into();
+    json["cpus"] = numbers
+        .iter()
+        .enumerate()
+        .map(|(column, cpu)| {
+            let total = exits.values[column];
+            let counters = counters_json(&rows, total, |row| row.values[column]);
+            (cpu.to_string(), counters)
+        })
+        .collect::<Map<String, Value>>()
+        .into();
     Ok(Report { text, json })
 }
 
-fn counters(rows: &[Row], value: impl Fn(&Row) -> u64) -> Map<String, Value> {
-    rows.iter()
-        .map(|row| (row.name.clone(), value(row).into()))
-        .collect()
+/// Exits by reason, their sum, and the counters that are parts of them.
+fn counters_json(rows: &[Row], total: u64, value: impl Fn(&Row) -> u64) -> Value {
+    let select = |is_derived: bool| -> Map<String, Value> {
+        rows.iter()
+            .filter(|row| row.is_derived == is_derived)
+            .map(|row| (row.name.clone(), value(row).into()))
+            .collect()
+    };
+    json!({ "exits": select(false), "exits_total": total, "parts": select(true) })
 }
 
 /// Exits, their parts by reason, then the counters that are parts of those.

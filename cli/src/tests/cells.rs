@@ -1,0 +1,330 @@
+//! `cell create`, `load`, `start`, `shutdown`, `destroy`.
+
+use gaol_abi::outcome::Reason;
+use gaol_config::CellView;
+use gaol_config::encode::Binary;
+
+use super::fake::{Machine, Request, shipped};
+use crate::arguments::CellName;
+use crate::device::{Load, Operation};
+
+const EBUSY: i32 = 16;
+const ENOENT: i32 = 2;
+const EPERM: i32 = 1;
+
+fn named(name: &str) -> CellName {
+    CellName::Name(name.to_owned())
+}
+
+#[test]
+fn create_passes_the_compiled_file_on() {
+    let machine = Machine::enabled();
+    let toml = machine.write("hello.toml", &shipped("hello.toml"));
+    assert_eq!(
+        machine.run(&["cell", "create", &toml]).text(),
+        "Cell \"hello\" has number 2 and CPU 2, after 234,567 cycles.\n"
+    );
+    let Request::Create(config) = machine.request() else {
+        panic!("it was not asked to create");
+    };
+    let config = Binary::new(&config);
+    assert_eq!(CellView::parse(config.bytes()).unwrap().name(), "hello");
+    let binary = machine.path("hello.bin").display().to_string();
+    machine
+        .run(&["config", "build", &toml, "-o", &binary])
+        .text();
+    let json = machine.run(&["cell", "create", &binary, "--json"]).json();
+    assert_eq!((&json["id"], &json["name"]), (&2.into(), &"hello".into()));
+    assert_eq!(json["cpus"], serde_json::json!([2]));
+    assert_eq!(
+        (&json["cycles"], &json["scrub_cycles"]),
+        (&234_567.into(), &0.into())
+    );
+}
+
+#[test]
+fn create_sees_what_others_own_before_anything_is_touched() {
+    let machine = Machine::enabled();
+    let hello = shipped("hello.toml");
+    let refuse = |old: &str, new: &str, parts: &[&str], reason: &str| {
+        let file = machine.write("hello.toml", &hello.replacen(old, new, 1));
+        let text = machine.run(&["cell", "create", &file]).failure();
+        for part in parts {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let json = machine.run(&["cell", "create", &file, "--json"]).json();
+        assert_eq!(json["error"]["reason"], reason);
+        assert!(json["error"]["line"].is_number());
+    };
+    refuse(
+        "cpus = [2]",
+        "cpus = [3]",
+        &[
+            "CPU 3 belongs to cell \"latency\"",
+            "CPUs that can be taken: 1-2.",
+        ],
+        "cpu_owned",
+    );
+    refuse(
+        "cpus = [2]",
+        "cpus = [4]",
+        &["there is no CPU 4", "CPUs 0-3"],
+        "cpu_unknown",
+    );
+    refuse(
+        "cpus = [2]",
+        "cpus = [0]",
+        &["CPU 0 can't be taken"],
+        "cpu_zero",
+    );
+    refuse(
+        "\"hello\"",
+        "\"latency\"",
+        &["another cell has the name \"latency\""],
+        "cell_exists",
+    );
+    refuse(
+        "\"hello\"",
+        "\"root\"",
+        &["the root cell has the name \"root\""],
+        "cell_exists",
+    );
+    refuse(
+        "at = 0x0\n",
+        "at = 0x0\nphysical = 0x300ff000\n",
+        &["covers memory of cell \"latency\" from 0x300ff000 on"],
+        "memory_owned",
+    );
+    refuse(
+        "at = 0x0\n",
+        "at = 0x0\nphysical = 0x3a000000\n",
+        &["covers the hypervisor's memory from 0x3a000000 on"],
+        "memory_is_hypervisors",
+    );
+    machine.assert_untouched();
+}
+
+#[test]
+fn refusals_of_the_hypervisor_are_shown_in_the_file() {
+    let machine = Machine::enabled();
+    let text =
+        shipped("hello.toml").replace("console = true", "ports = [{ first = 0x3f8, count = 8 }]");
+    let file = machine.write("hello.toml", &text);
+    machine.refuse(EBUSY, Reason::PortsOwned, 0x3f8);
+    let text = machine.run(&["cell", "create", &file]).failure();
+    assert!(
+        text.contains("ports 0x3f8 to 0x3ff reach into those of another cell"),
+        "{text}"
+    );
+    assert!(text.contains("hello.toml:"), "{text}");
+
+    let binary = machine.path("hello.bin").display().to_string();
+    machine
+        .run(&["config", "build", &file, "-o", &binary])
+        .text();
+    machine.refuse(EBUSY, Reason::PortsOwned, 0x3f8);
+    assert_eq!(
+        machine.run(&["cell", "create", &binary]).failure(),
+        "gaol: cannot create cell \"hello\": the ports from 0x3f8 on belong to another cell or the hypervisor\n  \
+         Take them out of one of the two configurations.\n"
+    );
+    machine.refuse(EBUSY, Reason::CpuBusy, 2);
+    assert_eq!(
+        machine.run(&["cell", "create", &file]).failure(),
+        "gaol: cannot create cell \"hello\": Linux could not take CPU 2 offline\n  \
+         See `dmesg`; move interrupts and pinned tasks off it, or name another CPU.\n"
+    );
+}
+
+#[test]
+fn create_before_enable_is_refused_by_the_module() {
+    let machine = Machine::new();
+    let file = machine.write("hello.toml", &shipped("hello.toml"));
+    machine.refuse(19, Reason::NotEnabled, 0);
+    assert_eq!(
+        machine.run(&["cell", "create", &file]).failure(),
+        "gaol: cannot create cell \"hello\": Gaol is not enabled\n  Enable it first: gaol enable SYSTEM.toml\n"
+    );
+}
+
+#[test]
+fn create_wants_the_file_of_a_cell() {
+    let machine = Machine::enabled();
+    let file = machine.write("bochs.toml", &shipped("bochs.toml"));
+    assert_eq!(
+        machine.run(&["cell", "create", &file]).failure(),
+        "gaol: bochs.toml is a system configuration\n  \
+         Give the configuration of a cell here, and this one to `gaol enable`.\n"
+    );
+    assert_eq!(
+        machine.run(&["cell", "create", "/no/such/file"]).failure(),
+        "gaol: cannot read /no/such/file: No such file or directory\n  \
+         Give the path of a .toml file, or of a compiled one.\n"
+    );
+    machine.assert_untouched();
+}
+
+#[test]
+fn load_takes_files_and_strings_in_their_order() {
+    let machine = Machine::enabled();
+    let image = machine.write("latency.bin", &"x".repeat(20_000));
+    let text = machine
+        .run(&[
+            "cell",
+            "load",
+            "latency",
+            &image,
+            "-s",
+            "period=1ms ticks=10",
+        ])
+        .text();
+    assert_eq!(
+        text,
+        "0x00000000     20 KiB  latency.bin\n\
+         0x00001000       20 B  \"period=1ms ticks=10\"\n\
+         Cell \"latency\" is loaded, after 234,567 cycles.\n"
+    );
+    let loads = vec![
+        Load {
+            bytes: vec![b'x'; 20_000],
+            address: 0,
+        },
+        Load {
+            bytes: b"period=1ms ticks=10\0".to_vec(),
+            address: 0x1000,
+        },
+    ];
+    assert_eq!(machine.request(), Request::Load(named("latency"), loads));
+    let json = machine
+        .run(&["cell", "load", "1", "-s", "", "-a", "0x2000", "--json"])
+        .json();
+    assert_eq!(
+        (&json["cell"], &json["cycles"]),
+        (&1.into(), &234_567.into())
+    );
+    assert_eq!(
+        json["images"],
+        serde_json::json!([{ "source": "\"\"", "address": 0x2000, "size": 1 }])
+    );
+}
+
+#[test]
+fn load_fails_before_the_device_is_asked_when_a_file_is_missing() {
+    let machine = Machine::enabled();
+    assert_eq!(
+        machine
+            .run(&["cell", "load", "latency", "/no/such/file"])
+            .failure(),
+        "gaol: cannot read /no/such/file: No such file or directory\n  Give the path of an image to load.\n"
+    );
+    let empty = machine.write("empty.bin", "");
+    assert_eq!(
+        machine.run(&["cell", "load", "latency", &empty]).failure(),
+        "gaol: empty.bin is empty\n  Give an image with something in it.\n"
+    );
+    let mut arguments = vec!["cell", "load", "latency"];
+    arguments.extend(["-s", "x"].repeat(17));
+    assert_eq!(
+        machine.run(&arguments).failure(),
+        "gaol: 17 files and strings are too many for one load\n  Give at most 16.\n"
+    );
+    machine.assert_untouched();
+}
+
+#[test]
+fn load_beyond_the_memory_is_refused() {
+    let machine = Machine::enabled();
+    machine.refuse(22, Reason::LoadOutside, 0xf_f000);
+    assert_eq!(
+        machine
+            .run(&["cell", "load", "1", "-s", "text", "-a", "0xff000"])
+            .failure(),
+        "gaol: cannot load cell 1: what goes to 0xff000 does not fit into loadable memory of cell 1\n  \
+         Make the region larger or loadable in the cell's file, or give another address with -a.\n"
+    );
+}
+
+#[test]
+fn cells_are_started_stopped_and_destroyed() {
+    let machine = Machine::enabled();
+    assert_eq!(
+        machine.run(&["cell", "start", "latency"]).text(),
+        "Cell \"latency\" runs, after 234,567 cycles.\n"
+    );
+    assert_eq!(
+        machine.run(&["cell", "shutdown", "1"]).text(),
+        "Cell 1 is shut down, after 234,567 cycles.\n"
+    );
+    assert_eq!(
+        machine
+            .run(&["cell", "destroy", "latency", "--force"])
+            .text(),
+        "Cell \"latency\" is destroyed; its CPUs and memory are Linux' again, after 234,567 cycles, \
+         and 5,000,000 to clear its memory.\n"
+    );
+    let json = machine
+        .run(&["cell", "destroy", "latency", "--json"])
+        .json();
+    assert_eq!(
+        (&json["cell"], &json["scrub_cycles"]),
+        (&"latency".into(), &5_000_000.into())
+    );
+    let command = Request::Command;
+    assert_eq!(
+        machine.record.borrow().requests,
+        [
+            command(Operation::Start, named("latency"), false),
+            command(Operation::Shutdown, CellName::Id(1), false),
+            command(Operation::Destroy, named("latency"), true),
+            command(Operation::Destroy, named("latency"), false),
+        ]
+    );
+}
+
+#[test]
+fn refused_operations_say_how_to_go_on() {
+    let machine = Machine::enabled();
+    let say = |errno, reason, detail, arguments: &[&str]| {
+        machine.refuse(errno, reason, detail);
+        machine.run(arguments).failure()
+    };
+    assert_eq!(
+        say(
+            EPERM,
+            Reason::ShutdownDenied,
+            0,
+            &["cell", "shutdown", "latency"]
+        ),
+        "gaol: cannot shut down cell \"latency\": cell \"latency\" does not want to end now\n  \
+         Ask it later, or do not ask: gaol cell shutdown latency --force\n"
+    );
+    assert_eq!(
+        say(
+            110,
+            Reason::ShutdownTimedOut,
+            1000,
+            &["cell", "destroy", "1"]
+        ),
+        "gaol: cannot destroy cell 1: cell 1 did not answer within 1000 ms\n  \
+         Do not ask it: gaol cell shutdown 1 --force\n"
+    );
+    assert_eq!(
+        say(ENOENT, Reason::NoSuchCell, 0, &["cell", "start", "nobody"]),
+        "gaol: cannot start cell \"nobody\": there is no cell \"nobody\"\n  See `gaol cell list`.\n"
+    );
+    assert_eq!(
+        say(22, Reason::RootCell, 0, &["cell", "destroy", "0"]),
+        "gaol: cannot destroy cell 0: cell 0 is Linux itself\n  \
+         The root cell is neither loaded, started nor destroyed: `gaol disable` ends Gaol.\n"
+    );
+    assert_eq!(
+        say(22, Reason::NotLoaded, 0, &["cell", "start", "latency"]),
+        "gaol: cannot start cell \"latency\": nothing was loaded into cell \"latency\" since it stopped\n  \
+         Load it first: gaol cell load latency IMAGE\n"
+    );
+    assert_eq!(
+        say(EBUSY, Reason::InProgress, 0, &["cell", "start", "latency"]),
+        "gaol: cannot start cell \"latency\": another operation is under way\n  \
+         Wait until the other `gaol` command ends.\n"
+    );
+}

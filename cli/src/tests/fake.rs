@@ -1,0 +1,357 @@
+//! A machine that is made up: a directory for sysfs and files, and a device that keeps a record of what it was asked.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use gaol_abi::PAGE_SIZE;
+use gaol_abi::image::Vendor;
+use gaol_abi::outcome::{Outcome, Reason};
+use gaol_abi::public::{CPU_OFFSET, CpuPublic, SystemPublic};
+use serde_json::Value;
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::arguments::{CellName, Fault};
+use crate::device::{
+    Console, Cost, Created, Device, DeviceError, Enabled, Load, Operation, Result,
+};
+use crate::host::Host;
+use crate::sysfs::Sysfs;
+
+/// What the device was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    Enable {
+        image: Vec<u8>,
+        config: Vec<u8>,
+        fault: Option<Fault>,
+    },
+    Disable(bool),
+    Create(Vec<u8>),
+    Load(CellName, Vec<Load>),
+    Command(Operation, CellName, bool),
+    Console(bool),
+    Map(u64, usize),
+}
+
+#[derive(Default)]
+pub struct Record {
+    pub requests: Vec<Request>,
+    /// What to refuse the next request with.
+    pub refusal: Option<(i32, Outcome)>,
+    /// The error of opening the device.
+    pub open_error: Option<io::ErrorKind>,
+    pub console: VecDeque<Vec<u8>>,
+    pub memory: Vec<u64>,
+}
+
+struct FakeDevice(Rc<RefCell<Record>>);
+
+impl FakeDevice {
+    fn request<T>(&self, request: Request, answer: T) -> Result<T> {
+        let mut record = self.0.borrow_mut();
+        if let Some(kind) = record.open_error {
+            return Err(DeviceError::Open(kind.into()));
+        }
+        record.requests.push(request);
+        match record.refusal.take() {
+            Some((errno, outcome)) => Err(DeviceError::Refused { errno, outcome }),
+            None => Ok(answer),
+        }
+    }
+}
+
+const COST: Cost = Cost {
+    cycles: 234_567,
+    scrub_cycles: 0,
+};
+
+impl Device for FakeDevice {
+    fn enable(&mut self, image: &[u8], config: &[u8], fault: Option<Fault>) -> Result<Enabled> {
+        let request = Request::Enable {
+            image: image.to_vec(),
+            config: config.to_vec(),
+            fault,
+        };
+        let enabled = Enabled {
+            region_physical: 0x3a00_0000,
+            region_size: 4 << 20,
+            cycles: 1_876_543,
+        };
+        self.request(request, enabled)
+    }
+
+    fn disable(&mut self, force: bool) -> Result<Cost> {
+        self.request(Request::Disable(force), COST)
+    }
+
+    fn create(&mut self, config: &[u8]) -> Result<Created> {
+        let created = Created { id: 2, cost: COST };
+        self.request(Request::Create(config.to_vec()), created)
+    }
+
+    fn load(&mut self, cell: &CellName, loads: &[Load]) -> Result<Cost> {
+        self.request(Request::Load(cell.clone(), loads.to_vec()), COST)
+    }
+
+    fn command(&mut self, operation: Operation, cell: &CellName, force: bool) -> Result<Cost> {
+        let scrub_cycles = match operation {
+            Operation::Destroy => 5_000_000,
+            _ => 0,
+        };
+        let cost = Cost {
+            scrub_cycles,
+            ..COST
+        };
+        self.request(Request::Command(operation, cell.clone(), force), cost)
+    }
+
+    fn console(&mut self, follow: bool) -> Result<Box<dyn Console>> {
+        let text = std::mem::take(&mut self.0.borrow_mut().console);
+        let console: Box<dyn Console> = Box::new(FakeConsole(text));
+        self.request(Request::Console(follow), console)
+    }
+
+    fn shared_memory(&mut self, physical: u64, size: usize) -> Result<Vec<u64>> {
+        let memory = self.0.borrow().memory.clone();
+        self.request(Request::Map(physical, size), memory)
+    }
+}
+
+/// Pieces of text, one a read; an empty one is an error.
+struct FakeConsole(VecDeque<Vec<u8>>);
+
+impl Console for FakeConsole {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.0.pop_front() {
+            None => Ok(0),
+            Some(piece) if piece.is_empty() => Err(io::Error::from_raw_os_error(5)),
+            Some(piece) => {
+                buffer[..piece.len()].copy_from_slice(&piece);
+                Ok(piece.len())
+            }
+        }
+    }
+}
+
+/// What a command left behind.
+pub struct Ran {
+    pub status: u8,
+    pub output: String,
+    pub errors: String,
+}
+
+impl Ran {
+    /// The text of a success.
+    #[track_caller]
+    pub fn text(self) -> String {
+        assert_eq!(
+            (self.status, self.errors.as_str()),
+            (0, ""),
+            "{}",
+            self.output
+        );
+        self.output
+    }
+
+    /// The text of a failure.
+    #[track_caller]
+    pub fn failure(self) -> String {
+        assert_eq!(
+            (self.status, self.output.as_str()),
+            (1, ""),
+            "{}",
+            self.errors
+        );
+        self.errors
+    }
+
+    /// The object on standard output, which must be all that there is.
+    #[track_caller]
+    pub fn json(self) -> Value {
+        assert_eq!(self.errors, "");
+        assert_eq!(self.output.lines().count(), 1, "{}", self.output);
+        let value: Value = serde_json::from_str(&self.output).unwrap();
+        assert_eq!(value["ok"], self.status == 0);
+        value
+    }
+}
+
+/// A machine that is made up.
+pub struct Machine {
+    pub directory: PathBuf,
+    pub record: Rc<RefCell<Record>>,
+    pub vendor: Option<Vendor>,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+impl Machine {
+    /// With four CPUs and the module loaded, not enabled.
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("gaol-cli-{}-{number}", std::process::id());
+        let machine = Self {
+            directory: std::env::temp_dir().join(name),
+            record: Rc::default(),
+            vendor: Some(Vendor::Vmx),
+        };
+        machine.write("sys/devices/system/cpu/present", "0-3\n");
+        machine.write("sys/devices/gaol/enabled", "0\n");
+        machine.write("sys/devices/gaol/abi_revision", "1\n");
+        machine.write("sys/devices/gaol/mem_pool_size", "700\n");
+        machine.write("sys/devices/gaol/mem_pool_used", "83\n");
+        fs::create_dir_all(machine.path("sys/devices/gaol/cells")).unwrap();
+        machine.write("images/gaol-vmx.bin", "the image for VMX");
+        machine.write("images/gaol-svm.bin", "the image for SVM");
+        machine.write("iomem", "00100000-3ffeffff : System RAM\n");
+        machine
+    }
+
+    /// Enabled, with the root cell and a latency cell on CPU 3.
+    pub fn enabled() -> Self {
+        let machine = Self::new();
+        machine.write("sys/devices/gaol/enabled", "1\n");
+        machine.write("sys/devices/gaol/region", "0x3a000000 0x400000\n");
+        machine.add_cell(0, "root", "running", "0-2", "", "");
+        machine.add_cell(
+            1,
+            "latency",
+            "running",
+            "3",
+            "",
+            "ram 0x30000000 0x0 0x100000 0x47\n\
+             communication 0x0 0x100000 0x1000 0x23\n\
+             results 0x31000000 0x200000 0x10000 0x83\n",
+        );
+        machine.publish(|_, _| ());
+        machine
+    }
+
+    pub fn add_cell(
+        &self,
+        id: u32,
+        name: &str,
+        state: &str,
+        cpus: &str,
+        failed: &str,
+        memory: &str,
+    ) {
+        for (file, text) in [
+            ("name", name),
+            ("state", state),
+            ("cpus_assigned_list", cpus),
+            ("cpus_failed_list", failed),
+        ] {
+            self.write(
+                &format!("sys/devices/gaol/cells/{id}/{file}"),
+                &format!("{text}\n"),
+            );
+        }
+        self.write(&format!("sys/devices/gaol/cells/{id}/memory"), memory);
+    }
+
+    /// Writes the public pages of four CPUs, changed by `change`.
+    pub fn publish(&self, change: impl Fn(u32, &mut CpuPublic)) {
+        let mut pages = vec![0; (CPU_OFFSET + 4 * PAGE_SIZE) as usize];
+        let mut put = |offset: u64, bytes: &[u8]| {
+            pages[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
+        };
+        let system = SystemPublic {
+            abi_revision: gaol_abi::ABI_REVISION,
+            cpu_count: 4,
+            ..SystemPublic::new_zeroed()
+        };
+        put(0, system.as_bytes());
+        for number in 0..4 {
+            let mut cpu = CpuPublic::new_zeroed();
+            change(number, &mut cpu);
+            put(CPU_OFFSET + u64::from(number) * PAGE_SIZE, cpu.as_bytes());
+        }
+        fs::write(self.path("sys/devices/gaol/public"), pages).unwrap();
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> String {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    fn host(&self) -> Host {
+        Host {
+            sysfs: Sysfs::new(self.path("sys")),
+            iomem: self.path("iomem"),
+            image_directories: vec![self.path("nowhere"), self.path("images")],
+            vendor: self.vendor,
+            device: Box::new(FakeDevice(self.record.clone())),
+        }
+    }
+
+    /// Runs `gaol` with these arguments.
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        let all = ["gaol"].iter().chain(arguments).map(Into::into).collect();
+        let (mut output, mut errors) = (Vec::new(), Vec::new());
+        let status = crate::run(all, || self.host(), &mut output, &mut errors);
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Ran {
+            status,
+            output: self.without_directory(&text(output)),
+            errors: self.without_directory(&text(errors)),
+        }
+    }
+
+    fn without_directory(&self, text: &str) -> String {
+        text.replace(&format!("{}/", self.directory.display()), "")
+    }
+
+    /// Lets the device refuse the next request.
+    pub fn refuse(&self, errno: i32, reason: Reason, detail: u64) {
+        self.refuse_at(errno, reason, detail, 0, 0);
+    }
+
+    pub fn refuse_at(&self, errno: i32, reason: Reason, detail: u64, cpu: u32, step: u32) {
+        let outcome = Outcome {
+            reason,
+            cpu,
+            step,
+            reserved: 0,
+            detail,
+        };
+        self.record.borrow_mut().refusal = Some((errno, outcome));
+    }
+
+    /// The only request that there was.
+    #[track_caller]
+    pub fn request(&self) -> Request {
+        let record = self.record.borrow();
+        assert_eq!(record.requests.len(), 1, "{:?}", record.requests);
+        record.requests[0].clone()
+    }
+
+    #[track_caller]
+    pub fn assert_untouched(&self) {
+        assert_eq!(self.record.borrow().requests, []);
+    }
+}
+
+/// A file that comes with Gaol.
+pub fn shipped(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../configs")
+        .join(name);
+    fs::read_to_string(path).unwrap()
+}

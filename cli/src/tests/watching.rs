@@ -1,0 +1,349 @@
+//! `cell list`, `cell stats`, `cell histogram`.
+
+use gaol_abi::exit::COUNTER_KICKS;
+use gaol_abi::latency::{Results, SIGNATURE};
+use gaol_abi::public::FaultRecord;
+use serde_json::json;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::fake::{Machine, Request};
+
+#[test]
+fn list_shows_all_cells() {
+    let machine = Machine::enabled();
+    assert_eq!(
+        machine.run(&["cell", "list"]).text(),
+        "ID  NAME     STATE    CPUS  FAILED\n \
+          0  root     running  0-2\n \
+          1  latency  running  3\n"
+    );
+    let json = machine.run(&["cell", "list", "--json"]).json();
+    assert_eq!(
+        (&json["enabled"], &json["pool_total"], &json["pool_used"]),
+        (&true.into(), &700.into(), &83.into())
+    );
+    assert_eq!(
+        json["cells"][1],
+        json!({ "id": 1, "name": "latency", "state": "running", "cpus": [3], "cpus_failed": [], "faults": [] })
+    );
+}
+
+#[test]
+fn list_tells_why_cpus_were_stopped() {
+    let machine = Machine::enabled();
+    machine.add_cell(2, "violator", "failed", "1-2", "2", "");
+    machine.publish(|cpu, page| {
+        if cpu == 2 {
+            page.fault = FaultRecord {
+                count: 1,
+                cell: 2,
+                exit_reason: 48,
+                instruction_length: 3,
+                qualification: 0x181,
+                address: 0x20_0000,
+                rip: 0x1234,
+                instruction: [0x48, 0x8b, 0x07, 0x90, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                ..FaultRecord::new_zeroed()
+            };
+        }
+    });
+    assert_eq!(
+        machine.run(&["cell", "list"]).text(),
+        "ID  NAME      STATE    CPUS  FAILED\n \
+          0  root      running  0-2\n \
+          1  latency   running  3\n \
+          2  violator  failed   1-2   2\n\
+         \n\
+         CPU 2 of \"violator\" was stopped: it read guest-physical 0x200000 at RIP 0x1234 \
+         (exit reason ept_violation).\n"
+    );
+    let json = machine.run(&["cell", "list", "--json"]).json();
+    let fault = &json["cells"][2]["faults"][0];
+    assert_eq!(fault["exit_reason"], "ept_violation");
+    assert_eq!(fault["instruction"], "488b07");
+    assert_eq!(
+        (&fault["cpu"], &fault["address"], &fault["rip"]),
+        (&2.into(), &0x20_0000.into(), &0x1234.into())
+    );
+}
+
+#[test]
+fn list_says_when_there_is_nothing() {
+    let machine = Machine::new();
+    assert_eq!(
+        machine.run(&["cell", "list"]).text(),
+        "Gaol is not enabled: there are no cells.\n"
+    );
+    let json = machine.run(&["cell", "list", "--json"]).json();
+    assert_eq!(json, json!({ "ok": true, "enabled": false, "cells": [] }));
+    std::fs::remove_dir_all(machine.path("sys/devices/gaol")).unwrap();
+    assert_eq!(
+        machine.run(&["cell", "list"]).failure(),
+        "gaol: there is no sys/devices/gaol: the module is not loaded\n  Load it: insmod gaol.ko\n"
+    );
+}
+
+#[test]
+fn stats_count_by_reason_and_cpu() {
+    let machine = Machine::enabled();
+    machine.publish(|cpu, page| {
+        page.exits[10] = 1000 * u64::from(cpu + 1);
+        page.exits[30] = if cpu == 1 { 20_000 } else { 0 };
+        page.exits[COUNTER_KICKS] = 7;
+        page.exits[95] = u64::from(cpu == 2);
+    });
+    assert_eq!(
+        machine.run(&["cell", "stats", "root"]).text(),
+        "Cell \"root\" (number 0, CPUs 0-2): 26,000 exits.\n\
+         \n\
+         COUNTER     TOTAL  CPU 0   CPU 1  CPU 2\n\
+         exits      26,000  1,000  22,000  3,000\n  \
+           port     20,000      0  20,000      0\n  \
+           cpuid     6,000  1,000   2,000  3,000\n\
+         kicks          21      7       7      7\n\
+         exit_0x5f       1      0       0      1\n"
+    );
+    assert_eq!(
+        machine.run(&["cell", "stats", "1"]).text(),
+        "Cell \"latency\" (number 1, CPU 3): 4,000 exits.\n\
+         \n\
+         COUNTER  TOTAL\n\
+         exits    4,000\n  \
+           cpuid  4,000\n\
+         kicks        7\n"
+    );
+    let json = machine.run(&["cell", "stats", "latency", "--json"]).json();
+    assert_eq!(
+        (&json["id"], &json["name"], &json["exits_total"]),
+        (&1.into(), &"latency".into(), &4000.into())
+    );
+    assert_eq!(json["exits"], json!({ "cpuid": 4000 }));
+    assert_eq!(json["parts"], json!({ "kicks": 7 }));
+    assert_eq!(
+        json["cpus"]["3"],
+        json!({ "exits": { "cpuid": 4000 }, "exits_total": 4000, "parts": { "kicks": 7 } })
+    );
+}
+
+#[test]
+fn stats_of_an_undisturbed_cell_are_short() {
+    let machine = Machine::enabled();
+    assert_eq!(
+        machine.run(&["cell", "stats", "latency"]).text(),
+        "Cell \"latency\" (number 1, CPU 3): 0 exits.\n"
+    );
+    let json = machine.run(&["cell", "stats", "latency", "--json"]).json();
+    assert_eq!(
+        (&json["exits"], &json["exits_total"]),
+        (&json!({}), &0.into())
+    );
+}
+
+#[test]
+fn cells_that_do_not_exist_have_no_stats() {
+    let machine = Machine::enabled();
+    assert_eq!(
+        machine.run(&["cell", "stats", "nobody"]).failure(),
+        "gaol: there is no cell \"nobody\"\n  See `gaol cell list`.\n"
+    );
+    let json = Machine::new().run(&["cell", "stats", "1", "--json"]).json();
+    assert_eq!(json["error"]["reason"], "not_enabled");
+}
+
+#[test]
+fn public_pages_of_another_revision_are_refused() {
+    let machine = Machine::enabled();
+    std::fs::write(machine.path("sys/devices/gaol/public"), [9; 4096]).unwrap();
+    let json = machine.run(&["cell", "stats", "1", "--json"]).json();
+    assert_eq!(json["error"]["reason"], "module_mismatch");
+    std::fs::write(machine.path("sys/devices/gaol/public"), [0; 10]).unwrap();
+    let json = machine.run(&["cell", "stats", "1", "--json"]).json();
+    assert_eq!(json["error"]["reason"], "module_mismatch");
+}
+
+fn results() -> Results {
+    let mut results = Results {
+        signature: SIGNATURE,
+        ticks: 10_000,
+        ticks_done: 10_000,
+        period_cycles: 100_000,
+        tsc_khz: 100_000,
+        min_cycles: 8,
+        max_cycles: 25,
+        sum_cycles: 100_150,
+        class_cycles: 1,
+        finished: 1,
+        ..Results::new_zeroed()
+    };
+    results.histogram[8] = 500;
+    results.histogram[10] = 9_000;
+    results.histogram[11] = 499;
+    results.histogram[25] = 1;
+    results
+}
+
+fn measured(results: &Results) -> Machine {
+    let machine = Machine::enabled();
+    machine.record.borrow_mut().memory = results
+        .as_bytes()
+        .chunks(8)
+        .map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()))
+        .collect();
+    machine
+}
+
+#[test]
+fn histogram_shows_numbers_and_bars() {
+    let machine = measured(&results());
+    let text = machine.run(&["cell", "histogram", "latency"]).text();
+    let bars = [
+        ("8-9", "500", 3),
+        ("10-11", "9,499", 50),
+        ("12-13", "0", 0),
+        ("14-15", "0", 0),
+        ("16-17", "0", 0),
+        ("18-19", "0", 0),
+        ("20-21", "0", 0),
+        ("22-23", "0", 0),
+        ("24-25", "1", 1),
+    ];
+    let mut expected = "\
+Cell \"latency\": 10,000 ticks, finished. From the timer's expiry to the handler:
+
+          CYCLES         TIME
+period   100,000  1000.000 us
+minimum        8     0.080 us
+average     10.0     0.100 us
+maximum       25     0.250 us
+
+CYCLES  TICKS
+"
+    .to_owned();
+    for (span, ticks, length) in bars {
+        let line = format!("{span:>6}  {ticks:>5}  {}", "#".repeat(length));
+        expected.push_str(line.trim_end());
+        expected.push('\n');
+    }
+    assert_eq!(text, expected);
+    assert_eq!(
+        machine.request(),
+        Request::Map(0x3100_0000, size_of::<Results>())
+    );
+}
+
+#[test]
+fn histogram_tells_programs_every_class() {
+    let json = measured(&results())
+        .run(&["cell", "histogram", "1", "--json"])
+        .json();
+    assert_eq!(
+        (&json["ticks"], &json["ticks_done"], &json["finished"]),
+        (&10_000.into(), &10_000.into(), &true.into())
+    );
+    assert_eq!(
+        (&json["min_cycles"], &json["max_cycles"]),
+        (&8.into(), &25.into())
+    );
+    assert_eq!(json["avg_cycles"], 10.015);
+    let classes = json["histogram"].as_array().unwrap();
+    assert_eq!((classes.len(), &classes[10]), (256, &9_000.into()));
+}
+
+#[test]
+fn histogram_of_a_cell_that_has_just_begun() {
+    let begun = Results {
+        ticks_done: 0,
+        min_cycles: u64::MAX,
+        max_cycles: 0,
+        sum_cycles: 0,
+        finished: 0,
+        histogram: [0; 256],
+        ..results()
+    };
+    let machine = measured(&begun);
+    assert_eq!(
+        machine.run(&["cell", "histogram", "latency"]).text(),
+        "Cell \"latency\": 0 of 10,000 ticks so far. From the timer's expiry to the handler:\n\
+         \n         \
+         CYCLES         TIME\n\
+         period  100,000  1000.000 us\n\
+         \n\
+         Nothing was measured yet.\n"
+    );
+    let json = machine
+        .run(&["cell", "histogram", "latency", "--json"])
+        .json();
+    assert_eq!(
+        (&json["min_cycles"], &json["avg_cycles"], &json["finished"]),
+        (&0.into(), &0.0.into(), &false.into())
+    );
+}
+
+#[test]
+fn histogram_names_what_is_beyond_and_what_was_missed() {
+    let late = Results {
+        overflow: 12,
+        missed: 3,
+        ..results()
+    };
+    let text = measured(&late)
+        .run(&["cell", "histogram", "latency"])
+        .text();
+    assert!(text.contains("\n3 ticks were missed: "), "{text}");
+    assert!(
+        text.ends_with("  256-     12  beyond the histogram\n"),
+        "{text}"
+    );
+}
+
+/// The cell may write what it likes to its memory: no numbers make the command fail.
+#[test]
+fn histogram_withstands_any_numbers() {
+    let mut wild = Results {
+        signature: SIGNATURE,
+        ..results()
+    };
+    for field in [
+        &mut wild.ticks_done,
+        &mut wild.sum_cycles,
+        &mut wild.class_cycles,
+        &mut wild.overflow,
+        &mut wild.period_cycles,
+        &mut wild.max_cycles,
+    ] {
+        *field = u64::MAX;
+    }
+    wild.histogram = [u64::MAX; 256];
+    let machine = measured(&wild);
+    machine.run(&["cell", "histogram", "latency"]).text();
+    machine
+        .run(&["cell", "histogram", "latency", "--json"])
+        .json();
+    wild.class_cycles = 0;
+    wild.tsc_khz = 0;
+    measured(&wild)
+        .run(&["cell", "histogram", "latency"])
+        .text();
+}
+
+#[test]
+fn histogram_needs_results() {
+    let machine = measured(&Results::new_zeroed());
+    assert_eq!(
+        machine.run(&["cell", "histogram", "latency"]).failure(),
+        "gaol: cell \"latency\" has written no results to region \"results\"\n  \
+         Is it a latency cell, and does it run? See `gaol cell list` and `gaol console`.\n"
+    );
+    assert_eq!(
+        machine
+            .run(&["cell", "histogram", "latency", "--region", "ram"])
+            .failure(),
+        "gaol: cell \"latency\" has no memory region \"ram\" that it shares with Linux\n  \
+         Results need a region with `shared-with-root = true` of at least 4 KiB in the cell's file.\n"
+    );
+    machine.record.borrow_mut().memory = vec![0; 3];
+    let json = machine
+        .run(&["cell", "histogram", "latency", "--json"])
+        .json();
+    assert_eq!(json["error"]["reason"], "no_results");
+}
