@@ -52,11 +52,11 @@ pub trait Gaol {
     /// When `gaol` fails.
     fn exits(&mut self, cell: &str) -> Result<BTreeMap<String, u64>>;
 
-    /// What a latency cell has measured so far.
+    /// What a latency cell has measured so far; `None` before it has begun.
     ///
     /// # Errors
     /// When `gaol` fails.
-    fn histogram(&mut self, cell: &str) -> Result<Histogram>;
+    fn histogram(&mut self, cell: &str) -> Result<Option<Histogram>>;
 
     /// Asserts that Linux has `cpus` CPUs online and has complained about nothing since the boot.
     ///
@@ -107,10 +107,14 @@ impl Gaol for Machine {
             .collect())
     }
 
-    fn histogram(&mut self, cell: &str) -> Result<Histogram> {
-        let value = self.gaol(&format!("cell histogram {cell}"))?;
+    fn histogram(&mut self, cell: &str) -> Result<Option<Histogram>> {
+        let output = self.run(&format!("gaol cell histogram {cell} --json"))?;
+        if output.status == 1 && output.stdout.contains("no_results") {
+            return Ok(None);
+        }
+        let value = json(&format!("cell histogram {cell}"), &output)?;
         let field = |name: &str| number(&value, name);
-        Ok(Histogram {
+        Ok(Some(Histogram {
             ticks: field("ticks")?,
             ticks_done: field("ticks_done")?,
             missed: field("missed")?,
@@ -132,7 +136,7 @@ impl Gaol for Machine {
                 .iter()
                 .filter_map(Value::as_u64)
                 .collect(),
-        })
+        }))
     }
 
     fn linux_is_well(&mut self, cpus: u32) -> Result<()> {
@@ -158,6 +162,11 @@ impl Gaol for Machine {
 /// When it fails, or says something that is no JSON.
 pub fn gaol_for(machine: &mut Machine, arguments: &str, timeout: Duration) -> Result<Value> {
     let output = machine.run_for(&format!("gaol {arguments} --json"), timeout)?;
+    json(arguments, &output)
+}
+
+/// What `gaol` with these arguments said on success.
+fn json(arguments: &str, output: &Output) -> Result<Value> {
     ensure!(
         output.status == 0,
         "`gaol {arguments}` failed with status {}: {}",

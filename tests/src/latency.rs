@@ -59,32 +59,33 @@ pub fn wait(
     note: &dyn Fn(&Histogram),
 ) -> Result<Run> {
     let started = Instant::now();
+    let mut has_begun = false;
     let mut first_seen = None;
     let mut last_seen = 0;
     loop {
         let exits: u64 = machine.exits(cell)?.values().sum();
-        let histogram = machine.histogram(cell)?;
-        note(&histogram);
-        if histogram.finished {
-            let seen = first_seen.map_or(0, |first| last_seen - first);
-            let told = exits_told(machine, cell)?;
-            return Ok(Run {
-                histogram,
-                exits: told.max(seen),
-            });
-        }
-        // The counters were read while the cell was still in its run: later reads show no less.
-        if histogram.ticks_done > 0 {
-            if first_seen.is_none() {
-                first_seen = Some(machine.exits(cell)?.values().sum::<u64>().max(exits));
+        let mut done = 0;
+        if let Some(histogram) = machine.histogram(cell)? {
+            note(&histogram);
+            done = histogram.ticks_done;
+            if histogram.finished {
+                let told = exits_told(machine, cell)?;
+                let seen = last_seen - first_seen.unwrap_or(last_seen);
+                return Ok(Run {
+                    histogram,
+                    exits: told.max(seen),
+                });
             }
-            last_seen = exits.max(first_seen.unwrap_or(exits));
         }
+        // `exits` was read when the run had begun, if it had at the time of the round before, and had not ended.
+        if has_begun {
+            first_seen.get_or_insert(exits);
+            last_seen = exits;
+        }
+        has_begun = done > 0;
         ensure!(
             started.elapsed() < timeout,
-            "the cell `{cell}` has done only {} of {} ticks",
-            histogram.ticks_done,
-            histogram.ticks
+            "the cell `{cell}` has done only {done} ticks"
         );
         machine.check("sleep 0.2")?;
     }
