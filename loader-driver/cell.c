@@ -395,31 +395,40 @@ static long create_in_hypervisor(struct gaol_cell_header *header,
 	return id;
 }
 
+/* Takes back what the cell had, when the hypervisor has forgotten it. */
+static int bury(struct gaol_cell *cell, struct gaol_outcome *outcome)
+{
+	int error;
+
+	strike_out(cell);
+	gaol_sysfs_remove_cell(cell);
+	error = return_cpus(cell, outcome);
+	drop_memory(cell);
+	kobject_put(&cell->kobj);
+	return error;
+}
+
 /* What comes behind the hypervisor's first yes. */
 static int finish_creation(struct gaol_cell *cell,
-		    struct gaol_cell_create_request *request)
+			   struct gaol_cell_create_request *request)
 {
-	long result = scrub(cell->id, &request->scrub_cycles);
+	long result = gaol_sysfs_add_cell(cell);
 	struct gaol_outcome ignored;
 	u64 cycles = 0;
 
-	if (result < 0)
+	if (!result) {
+		result = scrub(cell->id, &request->scrub_cycles);
+		if (!result)
+			return 0;
 		result = gaol_hypercall_error(result, &request->outcome);
-	else
-		result = gaol_sysfs_add_cell(cell);
-	if (!result)
-		return 0;
+	}
+	/* A cell that cannot be destroyed keeps its CPUs and memory, and is seen. */
 	if (destroy_in_hypervisor(cell, GAOL_HYPERCALL_DESTROY_FORCE, &cycles,
-				  &cycles)) {
-		/* Its CPUs and memory are lost as long as it is there. */
+				  &cycles))
 		pr_err("cell %u can neither be completed nor destroyed\n",
 		       cell->id);
-		return result;
-	}
-	strike_out(cell);
-	return_cpus(cell, &ignored);
-	drop_memory(cell);
-	kobject_put(&cell->kobj);
+	else
+		bury(cell, &ignored);
 	return result;
 }
 
@@ -604,16 +613,10 @@ static int destroy(struct gaol_cell *cell, u64 flags,
 		   struct gaol_outcome *outcome, u64 *cycles, u64 *scrub_cycles)
 {
 	long result = destroy_in_hypervisor(cell, flags, cycles, scrub_cycles);
-	int error;
 
 	if (result)
 		return gaol_hypercall_error(result, outcome);
-	strike_out(cell);
-	gaol_sysfs_remove_cell(cell);
-	error = return_cpus(cell, outcome);
-	drop_memory(cell);
-	kobject_put(&cell->kobj);
-	return error;
+	return bury(cell, outcome);
 }
 
 int gaol_cell_destroy(struct gaol_cell_command *command)

@@ -362,7 +362,7 @@ struct gaol_cell *gaol_sysfs_allocate_cell(void)
 	return cell;
 }
 
-/* The caller keeps its reference, as with gaol_sysfs_add_cell's failure. */
+/* Waits for all readers. The caller keeps its reference. */
 void gaol_sysfs_remove_cell(struct gaol_cell *cell)
 {
 	while (cell->statistics_count) {
@@ -372,7 +372,8 @@ void gaol_sysfs_remove_cell(struct gaol_cell *cell)
 		kobject_del(&statistics->kobj);
 		kobject_put(&statistics->kobj);
 	}
-	kobject_del(&cell->kobj);
+	if (cell->kobj.state_in_sysfs)
+		kobject_del(&cell->kobj);
 }
 
 int gaol_sysfs_add_cell(struct gaol_cell *cell)

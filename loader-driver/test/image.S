@@ -7,7 +7,8 @@
  * each part of the stub, or in Linux. The NMIs that reached the image and the
  * emergency handlers are told in the outcome's detail.
  *
- * Built twice: VENDOR is that of ImageHeader. The test fills in the checksum.
+ * VENDOR is that of ImageHeader; with RESULT 0 the launch seems to succeed. The
+ * test fills in the checksum.
  */
 #include "gaol_abi.h"
 
@@ -16,7 +17,9 @@
 #define REGISTER(name)	GAOL_OFFSET_GENERAL_REGISTERS_##name
 #define LAUNCH(field)	GAOL_OFFSET_LAUNCH_PARAMETERS_##field
 
+#ifndef RESULT
 #define RESULT		-GAOL_ERRNO_INPUT_OUTPUT
+#endif
 #define NMIS		150
 /* The last 2 MiB that the page directory of the image can map. */
 #define APIC		0xffffffffbfe00000
