@@ -145,24 +145,51 @@ pub enum Instruction {
 /// See [`DecodeError`].
 #[inline]
 pub fn decode(bytes: &[u8], mode: Mode) -> Result<Instruction, DecodeError> {
-    // Stores of 32-bit registers in 64-bit mode: Linux' writes to the APIC.
     if mode == Mode::Bits64
-        && let [0x89, modrm, sib, ..] = *bytes
-        && modrm < REGISTER_FORM
+        && let Some(access) = plain_store(bytes)
     {
-        let length = address_bytes(modrm, sib).saturating_add(2);
-        if usize::from(length) <= bytes.len() {
-            return Ok(Instruction::Access(Access {
-                length,
-                direction: Direction::Write,
-                width: 4,
-                operand: Operand::Register(modrm >> 3 & 7),
-                register_width: 4,
-                sign_extend: false,
-            }));
-        }
+        return Ok(Instruction::Access(access));
     }
     decode_any(bytes, mode)
+}
+
+/// The short way for what Linux writes to its APIC with in 64-bit mode: a register or an immediate of four bytes or
+/// eight, with no prefix but REX.
+#[inline]
+fn plain_store(bytes: &[u8]) -> Option<Access> {
+    let (rex, rest, prefixes) = match *bytes {
+        [rex @ 0x40..=0x4f, ref rest @ ..] => (rex, rest, 1u8),
+        _ => (0, bytes, 0),
+    };
+    let [opcode @ (0x89 | 0xc7), modrm, sib, ..] = *rest else {
+        return None;
+    };
+    if modrm >= REGISTER_FORM {
+        return None;
+    }
+    let mut length = address_bytes(modrm, sib).wrapping_add(2);
+    let operand = if opcode == 0x89 {
+        if rest.len() < usize::from(length) {
+            return None;
+        }
+        Operand::Register(modrm >> 3 & 7 | (rex & REX_R) << 1)
+    } else {
+        if modrm >> 3 & 7 != 0 {
+            return None;
+        }
+        let immediate = rest.get(usize::from(length)..)?.first_chunk()?;
+        length = length.wrapping_add(4);
+        Operand::Immediate(i64::from(i32::from_le_bytes(*immediate)) as u64)
+    };
+    let width = if rex & REX_W != 0 { 8 } else { 4 };
+    Some(Access {
+        length: length.wrapping_add(prefixes),
+        direction: Direction::Write,
+        width,
+        operand,
+        register_width: width,
+        sign_extend: false,
+    })
 }
 
 /// Bytes of the instruction at the start of `bytes`, which must be one that the processor knows: invalid encodings may

@@ -4,6 +4,8 @@
 //! that the change takes. A table is filled, and changed inside, before an entry leads to it.
 #![forbid(unsafe_code)]
 
+use core::sync::atomic::Ordering;
+
 use super::format::{ADDRESS_MASK, Format, HOLE, LARGE};
 use super::tables::{ENTRIES, Reserve, Tables, fill, read, write};
 use super::{Holes, LEVEL_BITS, Limits, MAX_LEVELS};
@@ -173,6 +175,9 @@ impl<'t, F: Format, T: Tables> Update<'t, F, T> {
         last: u64,
     ) -> usize {
         let mut frames = 0usize;
+        if level == 1 {
+            return frames;
+        }
         for slot in slots(level, first, last) {
             let old = read(self.tables, table, slot.index);
             if self.is_there(old, slot.first, level) || self.fits(&slot, old, level) {
@@ -210,6 +215,10 @@ impl<'t, F: Format, T: Tables> Update<'t, F, T> {
         first: u64,
         last: u64,
     ) -> Result<(), OutOfFrames> {
+        if level == 1 {
+            self.apply_to_pages(table, first, last);
+            return Ok(());
+        }
         for slot in slots(level, first, last) {
             let old = read(self.tables, table, slot.index);
             if self.is_there(old, slot.first, level) {
@@ -229,6 +238,13 @@ impl<'t, F: Format, T: Tables> Update<'t, F, T> {
                 }
             } else {
                 let child = reserve.pop(self.tables)?;
+                if slot.whole && below <= self.highest {
+                    // All of the table is new; had it fitted into one entry, it would be one.
+                    let entry = self.entry(slot.first, below);
+                    fill(self.tables, child, entry, self.step(below));
+                    self.set(table, slot.index, old, child.as_u64() | F::TABLE);
+                    continue;
+                }
                 let (entry, step) = self.parts(old, below);
                 fill(self.tables, child, entry, step);
                 self.apply(reserve, child, below, slot.first, slot.last)?;
@@ -241,6 +257,30 @@ impl<'t, F: Format, T: Tables> Update<'t, F, T> {
             }
         }
         Ok(())
+    }
+
+    /// [`Self::apply`] for a table of the lowest level, where the content always fits. Most of the work of a change is
+    /// done here when pages are small.
+    fn apply_to_pages(&mut self, table: HostPhysical, first: u64, last: u64) {
+        let step = self.step(1);
+        // A hole is one whichever page it shows.
+        let compared = match self.content {
+            Content::Leaf { .. } => !F::HARDWARE_BITS,
+            Content::Empty => F::PRESENT,
+            Content::Hole(_) => HOLE,
+        };
+        let mut entry = self.entry(first, 1);
+        let pages = index(first, 1)..=index(last, 1);
+        let mut changed = 0;
+        for slot in self.tables.entries(table).get(pages).unwrap_or_default() {
+            let old = slot.load(Ordering::Relaxed);
+            if (old ^ entry) & compared != 0 {
+                slot.store(entry, Ordering::Release);
+                changed |= old;
+            }
+            entry = entry.wrapping_add(step);
+        }
+        self.changed |= is_present::<F>(changed);
     }
 
     /// Whether the content fits into one entry that may take the place of `old`.
@@ -258,6 +298,15 @@ impl<'t, F: Format, T: Tables> Update<'t, F, T> {
             Content::Empty => 0,
             Content::Leaf { delta, bits } => address.wrapping_add(delta) | bits | large(level),
             Content::Hole(holes) => holes.entry(level),
+        }
+    }
+
+    /// What neighbouring entries of the content differ by.
+    #[inline]
+    fn step(&self, level: u32) -> u64 {
+        match self.content {
+            Content::Leaf { .. } => span(level),
+            Content::Empty | Content::Hole(_) => 0,
         }
     }
 
@@ -333,7 +382,7 @@ impl<'t, F: Format, T: Tables> Update<'t, F, T> {
         }
         let mut expected = first;
         for slot in self.tables.entries(table) {
-            if slot.load(core::sync::atomic::Ordering::Relaxed) & meaning != expected {
+            if slot.load(Ordering::Relaxed) & meaning != expected {
                 return None;
             }
             expected = expected.wrapping_add(step);
