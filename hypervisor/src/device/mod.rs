@@ -1,3 +1,5 @@
 //! Devices that the hypervisor shares out.
 
+pub mod apic;
 pub mod interrupt_command;
+pub mod pci;

@@ -41,6 +41,11 @@ impl MsrBitmap {
         self.0.fill(u8::MAX);
     }
 
+    /// Lets all accesses to the MSRs that the bitmap covers pass.
+    pub fn allow_all(&mut self) {
+        self.0.fill(0);
+    }
+
     /// The bytes as the processor reads them.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; PAGE_BYTES] {

@@ -1,3 +1,40 @@
 //! What guests do: how an exit is understood and answered.
+//!
+//! A guest's argument is an allegation: copied, checked, then used. The answer is a [`Verdict`]; nothing here can fail in
+//! any other way.
 
 pub mod bitmaps;
+pub mod control_register;
+pub mod cpuid;
+pub mod decode;
+pub mod fault;
+pub mod interrupt;
+pub mod memory;
+pub mod msr;
+pub mod port;
+pub mod walk;
+
+use crate::virt::vmx::control::Exception;
+
+/// The answer to an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Done; go on behind the instruction.
+    Advance,
+    /// Go on where the guest is.
+    Resume,
+    /// The guest gets an exception.
+    Inject(Exception),
+    /// The guest gets an exception, and its deed is kept on record.
+    InjectRecorded {
+        /// The exception.
+        exception: Exception,
+        /// Guest-physical address, port or MSR.
+        address: u64,
+    },
+    /// The guest stepped out of line: a cell is stopped; of the root it is kept on record.
+    Violation {
+        /// Guest-physical address, port or MSR.
+        address: u64,
+    },
+}

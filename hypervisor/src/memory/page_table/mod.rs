@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod far;
+mod redirect;
 mod format;
 mod tables;
 #[cfg(test)]
@@ -27,6 +28,7 @@ mod update;
 use core::marker::PhantomData;
 
 pub use far::{Far, FarReserve};
+pub use redirect::Scratch;
 pub use format::{Access, Attributes, Ept, Format, Host};
 pub use tables::{ENTRIES, Entries, TableMemory, Tables};
 

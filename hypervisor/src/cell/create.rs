@@ -1,0 +1,342 @@
+//! Creating a cell: a transaction. All of it is checked and all frames are taken before anything moves; what fails
+//! later is undone, and the pool is as it was.
+
+use gaol_abi::config::{
+    CELL_SIGNATURE, CellHeader, MAX_MEMORY_REGIONS, MAX_PORT_RANGES, MAX_SIZE, MEMORY_COMMUNICATION, MEMORY_DEVICE,
+    MEMORY_EXECUTE, MEMORY_ROOT_SHARED, MEMORY_WRITE, MemoryRegion, PortRange,
+};
+use gaol_abi::hypercall::Errno;
+use gaol_abi::outcome::Reason;
+use gaol_config::binary::{CellView, Refusal};
+use gaol_config::ledger::CellId;
+
+use super::communication::Communication;
+use super::lifecycle::{self, ROOT, flush_root};
+use super::{Cell, Phase, Scrub, confinement, published};
+use crate::cpu::PerCpu;
+use crate::error::{Blame, Failure};
+use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
+use crate::launch::parameters;
+use crate::memory::address::{GuestPhysical, HostPhysical, Range};
+use crate::memory::memory_types::MemoryType;
+use crate::memory::page_table::{Access, Attributes, Ept, Flush, PageTable};
+use crate::region;
+use crate::system::{self, Machinery, Management, PoolTables, map_failure, release, zeroed_frame};
+use crate::trace::public;
+
+/// Time to answer a shutdown request where the configuration names none.
+const DEFAULT_SHUTDOWN_MILLISECONDS: u32 = 1000;
+
+fn refused(refusal: Refusal) -> Failure {
+    let errno = match refusal.reason {
+        Reason::CellExists => Errno::Exists,
+        Reason::CpuOwned | Reason::MemoryOwned | Reason::PortsOwned => Errno::Busy,
+        Reason::TooManyCells => Errno::NoMemory,
+        _ => Errno::Invalid,
+    };
+    Failure::new(Blame::Configuration, errno, refusal.reason, refusal.detail)
+}
+
+/// Copies the configuration at the root's guest-physical address into the buffer. Returns its length.
+fn copy_config(cpu: &PerCpu, buffer: &mut [u8; MAX_SIZE as usize], address: u64) -> Result<usize, Failure> {
+    let invalid = |bytes| Failure::configuration(Reason::ConfigurationInvalid, bytes);
+    let mut copied = 0usize;
+    let mut wanted = size_of::<CellHeader>();
+    while copied < wanted {
+        let at = address.checked_add(copied as u64).ok_or(invalid(0))?;
+        if !system::is_roots(at) || at >= parameters::physical_end() {
+            return Err(invalid(copied as u64));
+        }
+        let target = buffer.get_mut(copied..wanted).ok_or(invalid(copied as u64))?;
+        copied = copied.saturating_add(cpu.windows.read(HostPhysical::new(at), target));
+        if wanted == size_of::<CellHeader>() && copied >= wanted {
+            wanted = total_size(buffer)?;
+        }
+    }
+    Ok(wanted)
+}
+
+fn total_size(buffer: &[u8; MAX_SIZE as usize]) -> Result<usize, Failure> {
+    if !buffer.starts_with(&CELL_SIGNATURE) {
+        return Err(Failure::configuration(Reason::ConfigurationInvalid, 0));
+    }
+    let offset = core::mem::offset_of!(gaol_abi::config::Preamble, total_size);
+    let size = buffer.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    if u64::from(size) > MAX_SIZE {
+        return Err(Failure::new(
+            Blame::Configuration,
+            Errno::TooBig,
+            Reason::ConfigurationTooBig,
+            u64::from(size),
+        ));
+    }
+    if (size as usize) < size_of::<CellHeader>() {
+        return Err(Failure::configuration(Reason::ConfigurationInvalid, u64::from(size)));
+    }
+    Ok(size as usize)
+}
+
+/// Creates the cell whose configuration is at `address`. Returns its id.
+pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
+    let mut guard = system::try_manage()?;
+    let Management { machinery, ledger, cells, config, low_page } = &mut *guard;
+    let machinery = machinery.as_mut().ok_or(Failure::gaol(Reason::LaunchParameters, 0))?;
+    let size = copy_config(cpu, config, address)?;
+    let bytes = config.get(..size).ok_or(Failure::gaol(Reason::ConfigurationInvalid, size as u64))?;
+    let view = CellView::parse(bytes).map_err(refused)?;
+    lifecycle::refuse_if_locked(cells)?;
+    ledger.check(&machinery.machine, &view).map_err(refused)?;
+    if view.cpus().contains(cpu.index) {
+        return Err(Failure::configuration(Reason::CpuOwned, u64::from(cpu.index)));
+    }
+    let id = ledger.free_id().ok_or(Failure::configuration(Reason::TooManyCells, 0))?;
+    let mut cell = build(machinery, &view)?;
+    if let Err(failure) = carve(machinery, cpu, &mut cell) {
+        dismantle(machinery, cell);
+        return Err(failure);
+    }
+    // The check has passed and nothing has changed since: this can't fail.
+    let claimed = ledger.claim(id, &view).map_err(refused);
+    let joined = claimed.and_then(|()| {
+        publish(id, &cell, &view);
+        lifecycle::update_foreign(cells, Some(&cell))?;
+        lifecycle::move_cpus(cpu, &cell, id.0, low_page, machinery)
+    });
+    if let Err(failure) = joined {
+        undo(machinery, cpu, cell, low_page);
+        let _ = ledger.release(id);
+        return Err(failure);
+    }
+    let slot = cells.get_mut(id.0 as usize).ok_or(Failure::gaol(Reason::TooManyCells, 0))?;
+    *slot = Some(cell);
+    machinery.pool.reclaim();
+    system::publish_pool(&machinery.pool);
+    public::set_cells(ledger.cell_count() as u64);
+    Ok(i64::from(id.0))
+}
+
+/// Tables and pages of the cell; nothing of the root's changes.
+fn build(machinery: &mut Machinery, view: &CellView<'_>) -> Result<Cell, Failure> {
+    let pool = &mut machinery.pool;
+    let msr_bitmap = pool.allocate().map_err(|_| Failure::out_of_frames())?.address();
+    let ports = match pool.allocate_contiguous(2, 1) {
+        Ok(frame) => frame.address(),
+        Err(_) => {
+            release(pool, msr_bitmap);
+            return Err(Failure::out_of_frames());
+        }
+    };
+    let ept = match PageTable::<Ept>::new(&mut PoolTables(pool), 4, machinery.cell_limits) {
+        Ok(ept) => ept,
+        Err(_) => {
+            release(pool, msr_bitmap);
+            release_ports(pool, ports);
+            return Err(Failure::out_of_frames());
+        }
+    };
+    let milliseconds = match view.header().shutdown_milliseconds {
+        0 => DEFAULT_SHUTDOWN_MILLISECONDS,
+        given => given,
+    };
+    let mut cell = Cell {
+        ept,
+        msr_bitmap,
+        port_bitmaps: ports,
+        communication: None,
+        cpus: view.cpus(),
+        memory: [NO_REGION; MAX_MEMORY_REGIONS],
+        memory_count: view.memory().len().min(MAX_MEMORY_REGIONS),
+        ports: [PortRange { first: 0, count: 0 }; MAX_PORT_RANGES],
+        port_count: view.ports().len().min(MAX_PORT_RANGES),
+        phase: Phase::Fresh,
+        loadable: false,
+        passive: view.is_passive(),
+        console: view.has_console(),
+        patience: u64::from(milliseconds).saturating_mul(u64::from(parameters::tsc_khz())),
+        asked: None,
+        scrub: Scrub::default(),
+    };
+    cell.memory.iter_mut().zip(view.memory()).for_each(|(slot, region)| *slot = *region);
+    cell.ports.iter_mut().zip(view.ports()).for_each(|(slot, range)| *slot = *range);
+    if let Err(failure) = map_memory(machinery, &mut cell) {
+        dismantle(machinery, cell);
+        return Err(failure);
+    }
+    fill_bitmaps(&cell);
+    Ok(cell)
+}
+
+const NO_REGION: MemoryRegion =
+    MemoryRegion { name: [0; gaol_abi::NAME_LENGTH], physical: 0, guest: 0, size: 0, flags: 0 };
+
+fn release_ports(pool: &mut crate::memory::frames::FramePool<'static>, ports: HostPhysical) {
+    release(pool, ports);
+    release(pool, HostPhysical::new(ports.as_u64().wrapping_add(4096)));
+}
+
+fn map_memory(machinery: &mut Machinery, cell: &mut Cell) -> Result<(), Failure> {
+    for (index, region) in cell.memory.iter().take(cell.memory_count).enumerate() {
+        let physical = if region.flags & MEMORY_COMMUNICATION != 0 {
+            let frame = zeroed_frame(&mut machinery.pool)?;
+            cell.communication = Some(Communication::new(frame));
+            frame
+        } else {
+            HostPhysical::new(region.physical)
+        };
+        let range = Range::new(GuestPhysical::new(region.guest), region.size)
+            .ok_or(Failure::configuration(Reason::RegionInvalid, index as u64))?;
+        let mut access = Access::READ;
+        access.set(Access::WRITE, region.flags & MEMORY_WRITE != 0);
+        access.set(Access::EXECUTE, region.flags & MEMORY_EXECUTE != 0);
+        let kind = if region.flags & MEMORY_DEVICE != 0 { MemoryType::Uncacheable } else { MemoryType::WriteBack };
+        cell.ept
+            .map(&mut PoolTables(&mut machinery.pool), range, physical, Attributes::new(access, kind))
+            .map_err(map_failure)?
+            // No CPU uses this table yet.
+            .ignore();
+    }
+    Ok(())
+}
+
+fn fill_bitmaps(cell: &Cell) {
+    // SAFETY: frames of the pool that this cell keeps, page-aligned, of the bitmaps' size, and any content is valid.
+    let (msrs, ports) = unsafe {
+        (
+            &mut *(region::address_of(cell.msr_bitmap) as *mut MsrBitmap),
+            &mut *(region::address_of(cell.port_bitmaps) as *mut PortBitmaps),
+        )
+    };
+    confinement::fill_cell_msrs(msrs);
+    confinement::fill_cell_ports(ports, cell.ports.iter().take(cell.port_count));
+}
+
+/// Memory that leaves the root with this cell.
+pub fn taken_from_root(region: &MemoryRegion) -> bool {
+    region.flags & (MEMORY_COMMUNICATION | MEMORY_ROOT_SHARED) == 0
+}
+
+/// Takes the cell's memory and ports from the root.
+fn carve(machinery: &mut Machinery, cpu: &PerCpu, cell: &mut Cell) -> Result<(), Failure> {
+    let mut flush = Flush::Nothing;
+    for (index, region) in cell.memory.iter().take(cell.memory_count).enumerate() {
+        if !taken_from_root(region) {
+            continue;
+        }
+        let carved = root_range(region).and_then(|range| {
+            machinery
+                .root_ept
+                .map_hole(&mut PoolTables(&mut machinery.pool), range)
+                .map_err(map_failure)
+        });
+        match carved {
+            Ok(more) => flush = flush.and(more),
+            Err(failure) => {
+                let done = cell.memory.iter().take(index);
+                give_back_memory(machinery, cpu, done)?;
+                return Err(failure);
+            }
+        }
+    }
+    if flush.is_needed() {
+        flush_root(cpu)?;
+    }
+    set_root_ports(machinery, cell, true);
+    Ok(())
+}
+
+/// A region as a range of the root's guest-physical memory, which is host-physical.
+pub fn root_range(region: &MemoryRegion) -> Result<Range<GuestPhysical>, Failure> {
+    Range::new(GuestPhysical::new(region.physical), region.size)
+        .ok_or(Failure::configuration(Reason::RegionInvalid, 0))
+}
+
+/// Maps memory back to the root with the types it had, run by run. Never needs a frame.
+pub fn give_back_memory<'a>(
+    machinery: &mut Machinery,
+    cpu: &PerCpu,
+    regions: impl Iterator<Item = &'a MemoryRegion>,
+) -> Result<(), Failure> {
+    let mut flush = Flush::Nothing;
+    for region in regions.filter(|region| taken_from_root(region)) {
+        flush = flush.and(map_to_root(machinery, region, false)?);
+    }
+    if flush.is_needed() {
+        flush_root(cpu)?;
+    }
+    Ok(())
+}
+
+/// Maps one region to the root as it was before; `keep_tables`: for a while.
+pub fn map_to_root(machinery: &mut Machinery, region: &MemoryRegion, keep_tables: bool) -> Result<Flush, Failure> {
+    let mut flush = Flush::Nothing;
+    let end = region.physical.saturating_add(region.size);
+    let mut at = region.physical;
+    while at < end {
+        let (kind, run) = machinery.memory_types.uniform_run(HostPhysical::new(at));
+        let length = run.min(end.saturating_sub(at)) & !0xfff;
+        if length == 0 {
+            break;
+        }
+        let range = Range::new(GuestPhysical::new(at), length)
+            .ok_or(Failure::configuration(Reason::RegionInvalid, 0))?;
+        let all = Attributes::new(Access::READ | Access::WRITE | Access::EXECUTE, kind);
+        let tables = &mut PoolTables(&mut machinery.pool);
+        let done = if keep_tables {
+            machinery.root_ept.map_keeping_tables(tables, range, HostPhysical::new(at), all)
+        } else {
+            machinery.root_ept.map(tables, range, HostPhysical::new(at), all)
+        };
+        flush = flush.and(done.map_err(map_failure)?);
+        at = at.saturating_add(length);
+    }
+    Ok(flush)
+}
+
+/// Takes the cell's ports from the root, or gives them back. The processor reads the bitmap at each access.
+pub fn set_root_ports(machinery: &Machinery, cell: &Cell, taken: bool) {
+    // SAFETY: the root's bitmaps, two frames that are kept for ever; changed under the management lock, and processors read
+    // single bytes of them at any time.
+    let bitmaps = unsafe { &mut *(region::address_of(machinery.root_ports) as *mut PortBitmaps) };
+    for range in cell.ports.iter().take(cell.port_count) {
+        if taken {
+            bitmaps.intercept(range.first, range.count);
+        } else {
+            bitmaps.allow(range.first, range.count);
+        }
+    }
+}
+
+fn publish(id: CellId, cell: &Cell, view: &CellView<'_>) {
+    if let Some(target) = published(id.0) {
+        target.publish(cell.ept.root(), cell.msr_bitmap, cell.port_bitmaps);
+        target.publish_behaviour(view.header().reset_address, view.ignores_unassigned_ports(), view.has_console());
+    }
+}
+
+/// Undoes a creation whose CPUs did not all join.
+fn undo(machinery: &mut Machinery, cpu: &PerCpu, cell: Cell, low_page: &mut [u8; 4096]) {
+    // CPUs that joined go back; one that does not is lost until the next launch, and its cell's tables with it.
+    let back = lifecycle::move_cpus(cpu, &cell, ROOT, low_page, machinery);
+    let memory = cell.memory;
+    let given = give_back_memory(machinery, cpu, memory.iter().take(cell.memory_count));
+    set_root_ports(machinery, &cell, false);
+    if back.is_ok() && given.is_ok() {
+        dismantle(machinery, cell);
+    }
+    machinery.pool.reclaim();
+    system::publish_pool(&machinery.pool);
+}
+
+/// Gives all frames of a cell back. No CPU belongs to it any more.
+pub fn dismantle(machinery: &mut Machinery, cell: Cell) {
+    let pool = &mut machinery.pool;
+    release(pool, cell.msr_bitmap);
+    release_ports(pool, cell.port_bitmaps);
+    if let Some(communication) = cell.communication {
+        release(pool, communication.frame());
+    }
+    cell.ept.destroy(&mut PoolTables(pool));
+    // CPUs that used the table have flushed it when they joined another cell.
+    pool.reclaim();
+    system::publish_pool(pool);
+}

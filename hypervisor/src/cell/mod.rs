@@ -1,0 +1,178 @@
+//! Cells: what they are made of, their life cycle, and what they may do.
+//!
+//! A [`Cell`] is changed under the management lock only. What a CPU must know when it joins a cell is [`Published`]
+//! beforehand, in atomics, so that no CPU waits for the lock.
+
+pub mod communication;
+pub mod confinement;
+pub mod create;
+pub mod lifecycle;
+pub mod restart;
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use gaol_abi::MAX_CELLS;
+use gaol_abi::config::{MAX_MEMORY_REGIONS, MemoryRegion};
+use gaol_config::CpuSet;
+
+use self::communication::Communication;
+use crate::memory::address::HostPhysical;
+use crate::memory::page_table::{Ept, PageTable};
+use crate::virt::vmx::control::Confinement;
+
+/// Where a cell is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Its memory is not yet cleared of what was in it before.
+    Fresh,
+    /// Its CPUs wait.
+    Stopped,
+    /// Its CPUs run, or are parked after a violation.
+    Running,
+    /// Its CPUs wait, and its memory is being cleared before the root gets it back.
+    Dying,
+}
+
+/// How far the clearing of a cell's memory has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scrub {
+    /// Index of the region.
+    pub region: usize,
+    /// Bytes of it that are done.
+    pub offset: u64,
+}
+
+/// A cell other than the root.
+#[derive(Debug)]
+pub struct Cell {
+    /// Its EPT.
+    pub ept: PageTable<Ept>,
+    /// MSR bitmap.
+    pub msr_bitmap: HostPhysical,
+    /// First of the two frames of its port bitmap.
+    pub port_bitmaps: HostPhysical,
+    /// Its communication region, if it has one.
+    pub communication: Option<Communication>,
+    /// Its CPUs.
+    pub cpus: CpuSet,
+    /// Its memory.
+    pub memory: [MemoryRegion; MAX_MEMORY_REGIONS],
+    /// How many entries of `memory` count.
+    pub memory_count: usize,
+    /// Its port ranges.
+    pub ports: [gaol_abi::config::PortRange; gaol_abi::config::MAX_PORT_RANGES],
+    /// How many entries of `ports` count.
+    pub port_count: usize,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Its loadable memory is visible to the root.
+    pub loadable: bool,
+    /// It is never asked before it is stopped.
+    pub passive: bool,
+    /// It may print.
+    pub console: bool,
+    /// Time that it has to answer, in cycles.
+    pub patience: u64,
+    /// It was asked to end; the time by which it must have answered.
+    pub asked: Option<u64>,
+    /// What is cleared so far.
+    pub scrub: Scrub,
+}
+
+impl Cell {
+    /// Its memory.
+    pub fn regions(&self) -> impl Iterator<Item = &MemoryRegion> {
+        self.memory.iter().take(self.memory_count)
+    }
+}
+
+/// What a CPU must know to join a cell.
+#[derive(Debug)]
+pub struct Published {
+    ept_root: AtomicU64,
+    msr_bitmap: AtomicU64,
+    port_bitmap_a: AtomicU64,
+    port_bitmap_b: AtomicU64,
+    reset_address: AtomicU64,
+    ignore_ports: AtomicBool,
+    console: AtomicBool,
+    id: u16,
+}
+
+impl Published {
+    const fn new(id: u16) -> Self {
+        Self {
+            ept_root: AtomicU64::new(0),
+            msr_bitmap: AtomicU64::new(0),
+            port_bitmap_a: AtomicU64::new(0),
+            port_bitmap_b: AtomicU64::new(0),
+            reset_address: AtomicU64::new(0),
+            ignore_ports: AtomicBool::new(true),
+            console: AtomicBool::new(false),
+            id,
+        }
+    }
+
+    /// Publishes where a cell's tables are, before any CPU is told to join it.
+    pub fn publish(&self, ept_root: HostPhysical, msr_bitmap: HostPhysical, port_bitmaps: HostPhysical) {
+        self.ept_root.store(ept_root.as_u64(), Ordering::Relaxed);
+        self.msr_bitmap.store(msr_bitmap.as_u64(), Ordering::Relaxed);
+        self.port_bitmap_a.store(port_bitmaps.as_u64(), Ordering::Relaxed);
+        self.port_bitmap_b.store(port_bitmaps.as_u64().wrapping_add(4096), Ordering::Release);
+    }
+
+    /// Publishes how a cell's CPUs behave.
+    pub fn publish_behaviour(&self, reset_address: u64, ignore_ports: bool, console: bool) {
+        self.reset_address.store(reset_address, Ordering::Relaxed);
+        self.ignore_ports.store(ignore_ports, Ordering::Relaxed);
+        self.console.store(console, Ordering::Release);
+    }
+
+    /// What a CPU of the cell is confined to. The VPID is the cell's id plus 1.
+    #[must_use]
+    pub fn confinement(&self) -> Confinement {
+        Confinement {
+            ept_root: HostPhysical::new(self.ept_root.load(Ordering::Acquire)),
+            msr_bitmap: HostPhysical::new(self.msr_bitmap.load(Ordering::Acquire)),
+            port_bitmaps: [
+                HostPhysical::new(self.port_bitmap_a.load(Ordering::Acquire)),
+                HostPhysical::new(self.port_bitmap_b.load(Ordering::Acquire)),
+            ],
+            vpid: self.id.wrapping_add(1),
+        }
+    }
+
+    /// Where the cell's CPUs start.
+    #[must_use]
+    pub fn reset_address(&self) -> u64 {
+        self.reset_address.load(Ordering::Acquire)
+    }
+
+    /// Ports that are not the cell's read as ones.
+    #[must_use]
+    pub fn ignores_ports(&self) -> bool {
+        self.ignore_ports.load(Ordering::Acquire)
+    }
+
+    /// The cell may print.
+    #[must_use]
+    pub fn may_print(&self) -> bool {
+        self.console.load(Ordering::Acquire)
+    }
+}
+
+static PUBLISHED: [Published; MAX_CELLS] = {
+    let mut all = [const { Published::new(0) }; MAX_CELLS];
+    let mut id = 0;
+    while id < MAX_CELLS {
+        all[id] = Published::new(id as u16);
+        id += 1;
+    }
+    all
+};
+
+/// What is published of the cell `id`.
+#[must_use]
+pub fn published(id: u32) -> Option<&'static Published> {
+    PUBLISHED.get(id as usize)
+}

@@ -1,0 +1,214 @@
+//! Serving the events of a CPU's mailbox, on that CPU, between two VM entries.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use gaol_abi::public::CpuState;
+
+use super::{Activity, Events, PerCpu};
+use crate::cell::published;
+use crate::device::apic::{self, register};
+use crate::launch::leave;
+use crate::processor::{self, fixup, fpu, halt_for_ever, msr, pause, read_msr, time_stamp, write_msr};
+use crate::trace::public;
+use crate::virt::vmx::control::{self, Start};
+use crate::virt::vmx::entry::{Frame, enter};
+use crate::virt::vmx::instructions::invalidate_all;
+use crate::virt::vmx::operation;
+
+const ROOT: u32 = 0;
+
+/// Serves events in the order of their bits.
+pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, events: Events) {
+    if events.contains(Events::FLUSH) {
+        invalidate_all();
+        cpu.shared.acknowledge(Events::FLUSH);
+    }
+    if events.contains(Events::STOP) {
+        park(cpu, frame, Activity::Waiting);
+        cpu.shared.acknowledge(Events::STOP);
+    }
+    if events.contains(Events::JOIN) {
+        join(cpu, frame);
+    }
+    if events.contains(Events::INIT) {
+        park(cpu, frame, Activity::Waiting);
+        cpu.shared.waits_for_startup.store(true, Ordering::Release);
+    }
+    if events.contains(Events::STARTUP) && cpu.shared.waits_for_startup.swap(false, Ordering::AcqRel) {
+        let vector = cpu.shared.startup_vector.load(Ordering::Acquire) as u8;
+        run(cpu, frame, Start::Vector(vector));
+    }
+    if events.contains(Events::RESET) {
+        let address = published(cpu.cell).map_or(0, |cell| cell.reset_address()) as u32;
+        cpu.counters.clear();
+        public::clear_fault(cpu.index);
+        run(cpu, frame, Start::Address(address));
+        cpu.shared.acknowledge(Events::RESET);
+    }
+    if events.contains(Events::LEAVE) {
+        cpu.shared.acknowledge(Events::LEAVE);
+        leave::leave(cpu, frame);
+    }
+}
+
+fn run(cpu: &mut PerCpu, frame: &mut Frame, start: Start) {
+    *frame = control::reset(cpu, start);
+    invalidate_all();
+    cpu.activity = Activity::Running;
+    public::set_state(cpu.index, CpuState::Running, cpu.cell);
+}
+
+/// Stops the guest: it halts with interrupts off, and only events wake it.
+pub fn park(cpu: &mut PerCpu, frame: &mut Frame, activity: Activity) {
+    *frame = control::reset(cpu, Start::Parked);
+    control::set_nmi_window(false);
+    cpu.pending_nmi = false;
+    cpu.activity = activity;
+    if cpu.x2apic && !cpu.is_root {
+        apic::reset(cpu);
+    }
+    let state = if activity == Activity::Failed { CpuState::Failed } else { CpuState::Waiting };
+    public::set_state(cpu.index, state, cpu.cell);
+}
+
+/// Leaves the present cell for `next_cell`: the APIC, then all state that the next owner could see.
+fn join(cpu: &mut PerCpu, frame: &mut Frame) {
+    let next = cpu.shared.next_cell.load(Ordering::Acquire);
+    park(cpu, frame, Activity::Waiting);
+    cpu.is_root = next == ROOT;
+    if next == ROOT {
+        apic::reset(cpu);
+        // Linux' own mode is that of the CPU that never leaves it.
+        let linux_has_x2apic = super::shared(0).is_some_and(|first| first.x2apic.load(Ordering::Acquire));
+        if !linux_has_x2apic && !apic::enter_xapic(cpu) {
+            wait_for_restart(cpu);
+        }
+    } else if !apic::enter_x2apic(cpu) {
+        cpu.is_root = cpu.cell == ROOT;
+        cpu.shared.join_failed.store(true, Ordering::Release);
+        cpu.shared.acknowledge(Events::JOIN);
+        return;
+    } else {
+        apic::reset(cpu);
+        measure_apic_timer();
+    }
+    finish_join(cpu, next);
+}
+
+/// The second half of joining, the same after a restart.
+fn finish_join(cpu: &mut PerCpu, next: u32) {
+    clear_state();
+    cpu.cell = next;
+    cpu.pci_address = 0;
+    cpu.mtrr_default_type = read_msr(msr::MTRR_DEF_TYPE);
+    if let Some(cell) = published(next) {
+        control::confine(&cell.confinement());
+        cpu.ignore_ports = cell.ignores_ports();
+    }
+    cpu.counters.clear();
+    public::clear_fault(cpu.index);
+    public::set_state(cpu.index, CpuState::Waiting, next);
+    cpu.shared.waits_for_startup.store(next == ROOT, Ordering::Release);
+    cpu.shared.cell.store(next, Ordering::Release);
+    cpu.shared.acknowledge(Events::JOIN);
+}
+
+/// Clears registers that VM entries and exits leave alone, so that no owner of the CPU sees another's.
+fn clear_state() {
+    fpu::clear();
+    // SAFETY: none of these registers has a meaning for the hypervisor, which uses neither SYSCALL, SWAPGS, breakpoints nor
+    // page faults; an absent MSR is fixed up.
+    unsafe {
+        processor::write_cr2(0);
+        processor::write_dr0(0);
+        processor::write_dr1(0);
+        processor::write_dr2(0);
+        processor::write_dr3(0);
+        processor::write_dr6(0xffff_0ff0);
+        for register in [
+            msr::STAR,
+            msr::LSTAR,
+            msr::CSTAR,
+            msr::FMASK,
+            msr::KERNEL_GS_BASE,
+            msr::TSC_AUX,
+            msr::TSC_DEADLINE,
+            // IA32_SPEC_CTRL
+            0x48,
+        ] {
+            let _ = fixup::write_msr(register, 0);
+        }
+    }
+}
+
+/// Frequency of the APIC timer in kHz, 0 until it was measured.
+static APIC_KHZ: AtomicU32 = AtomicU32::new(0);
+
+/// Frequency of the APIC timer before its divider in kHz.
+#[must_use]
+pub fn apic_khz() -> u32 {
+    APIC_KHZ.load(Ordering::Acquire)
+}
+
+/// Finds the frequency of the APIC timer, once: CPUID tells it, or it is measured against the time stamp counter for a
+/// millisecond. The APIC is in x2APIC mode and its timer is masked.
+fn measure_apic_timer() {
+    if apic_khz() != 0 {
+        return;
+    }
+    let [highest, ..] = processor::cpuid(0, 0);
+    let crystal = if highest >= 0x15 { processor::cpuid(0x15, 0)[2] } else { 0 };
+    let khz = if crystal != 0 {
+        crystal / 1000
+    } else {
+        let divide_by_one = 0xb;
+        let cycles = u64::from(crate::launch::parameters::tsc_khz());
+        apic::write(true, register::TIMER_DIVIDE, divide_by_one);
+        apic::write(true, register::TIMER_INITIAL, u32::MAX);
+        let start = time_stamp();
+        while time_stamp().wrapping_sub(start) < cycles {
+            pause();
+        }
+        let counted = u32::MAX.wrapping_sub(apic::read(true, register::TIMER_CURRENT));
+        let elapsed = time_stamp().wrapping_sub(start);
+        apic::write(true, register::TIMER_INITIAL, 0);
+        apic::write(true, register::TIMER_DIVIDE, 0);
+        u64::from(counted).saturating_mul(cycles).checked_div(elapsed).unwrap_or(0) as u32
+    };
+    APIC_KHZ.store(khz, Ordering::Release);
+    public::set_apic_khz(khz);
+}
+
+/// The APIC stays disabled: this CPU leaves VMX operation and waits for a real INIT and startup IPI, which lead it
+/// through [`crate::cell::restart`] to [`restarted`].
+fn wait_for_restart(cpu: &mut PerCpu) -> ! {
+    operation::leave(cpu);
+    cpu.shared.wants_restart.store(true, Ordering::Release);
+    halt_for_ever()
+}
+
+/// Behind the trampoline: on the private table, with its stack, and nothing else of the processor as the hypervisor has
+/// it.
+pub extern "sysv64" fn restarted(_: u64) -> ! {
+    // SAFETY: the private table maps this CPU's PerCpu; the code that held it before ended in `wait_for_restart`.
+    let cpu = unsafe { &mut *(super::PRIVATE_BASE as *mut PerCpu) };
+    // SAFETY: the tables were filled at launch; EFER and PAT are as they were when this CPU was launched.
+    unsafe {
+        cpu.tables.load(super::TABLES_AT);
+        write_msr(msr::EFER, cpu.saved.efer);
+        write_msr(msr::PAT, control::PAT_RESET);
+    }
+    crate::launch::set_own_registers();
+    cpu.x2apic = apic::is_x2apic();
+    cpu.shared.x2apic.store(cpu.x2apic, Ordering::Release);
+    if operation::enter(cpu, true).is_err() || apic::check().is_err() {
+        cpu.shared.join_failed.store(true, Ordering::Release);
+        cpu.shared.acknowledge(Events::JOIN);
+        halt_for_ever();
+    }
+    let frame = control::reset(cpu, Start::Parked);
+    finish_join(cpu, ROOT);
+    cpu.needs_launch = false;
+    // SAFETY: the VMCS is current again, with the host state that was written at launch and a reset guest.
+    unsafe { enter(&raw const frame, 1) }
+}

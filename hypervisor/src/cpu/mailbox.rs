@@ -1,0 +1,101 @@
+//! Events from one CPU to another, and the NMI that makes a CPU look.
+
+use core::sync::atomic::Ordering;
+
+use bitflags::bitflags;
+
+use super::CpuShared;
+
+bitflags! {
+    /// What a CPU is asked to do. It serves them in the order in which they stand here.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Events: u32 {
+        /// Drop cached translations of the EPT.
+        const FLUSH = 1 << 0;
+        /// Stop the guest and wait.
+        const STOP = 1 << 1;
+        /// Join the cell `next_cell` and wait.
+        const JOIN = 1 << 2;
+        /// An INIT for the guest: wait for a startup IPI.
+        const INIT = 1 << 3;
+        /// A startup IPI for the guest, to `startup_vector`.
+        const STARTUP = 1 << 4;
+        /// Start the cell at its reset address.
+        const RESET = 1 << 5;
+        /// Go back to Linux, outside VMX operation, right where the guest is.
+        const LEAVE = 1 << 6;
+        /// An NMI is on its way because of the others.
+        const KICK = 1 << 31;
+    }
+}
+
+impl CpuShared {
+    /// Posts events. `true`: the caller must send the NMI; none is on its way yet.
+    #[must_use]
+    pub fn post(&self, events: Events) -> bool {
+        let before = self.mailbox.fetch_or((events | Events::KICK).bits(), Ordering::AcqRel);
+        before & Events::KICK.bits() == 0
+    }
+
+    /// As [`Self::post`], for events whose end the sender waits for with [`Self::has_served`]. One sender at a time.
+    #[must_use]
+    pub fn request(&self, events: Events) -> bool {
+        self.acknowledged.fetch_and(!events.bits(), Ordering::AcqRel);
+        self.post(events)
+    }
+
+    /// Tells the sender that events were served.
+    pub fn acknowledge(&self, events: Events) {
+        self.acknowledged.fetch_or(events.bits(), Ordering::AcqRel);
+    }
+
+    /// Were all of these served since they were requested?
+    #[must_use]
+    pub fn has_served(&self, events: Events) -> bool {
+        self.acknowledged.load(Ordering::Acquire) & events.bits() == events.bits()
+    }
+
+    /// Anything to do?
+    #[inline]
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        self.mailbox.load(Ordering::Relaxed) & !Events::KICK.bits() != 0
+    }
+
+    /// Takes all events; the mark of the NMI on its way stays.
+    #[must_use]
+    pub fn take(&self) -> Events {
+        Events::from_bits_retain(self.mailbox.fetch_and(Events::KICK.bits(), Ordering::AcqRel))
+            .difference(Events::KICK)
+    }
+
+    /// Accounts for an NMI that arrived. `true`: it was a kick; `false`: it is the guest's.
+    #[must_use]
+    pub fn nmi_was_kick(&self) -> bool {
+        self.mailbox.fetch_and(!Events::KICK.bits(), Ordering::AcqRel) & Events::KICK.bits() != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_kick_is_sent_for_any_number_of_events_until_it_arrives() {
+        let cpu = CpuShared::new();
+        assert!(cpu.post(Events::FLUSH));
+        assert!(!cpu.post(Events::STOP));
+        assert!(cpu.has_events());
+        assert_eq!(cpu.take(), Events::FLUSH | Events::STOP);
+        assert!(!cpu.has_events());
+        // The NMI is still on its way: a new event needs no other.
+        assert!(!cpu.post(Events::FLUSH));
+        assert!(cpu.nmi_was_kick());
+        assert!(!cpu.nmi_was_kick());
+        assert!(cpu.request(Events::INIT));
+        assert!(!cpu.has_served(Events::INIT));
+        assert_eq!(cpu.take(), Events::FLUSH | Events::INIT);
+        cpu.acknowledge(Events::FLUSH | Events::INIT);
+        assert!(cpu.has_served(Events::INIT));
+    }
+}

@@ -1,0 +1,135 @@
+//! Windows: the only way by which the hypervisor touches memory that is not its own.
+//!
+//! A window is a page of the CPU's private mapping that leads to one guest page for the moment of use. What is read
+//! through it is copied out at once; no reference into guest memory ever exists.
+
+use super::private;
+use crate::memory::address::HostPhysical;
+use crate::processor;
+use crate::region;
+
+/// Number of 4 KiB windows.
+pub const COUNT: u64 = 4;
+
+/// Index of the first window's entry in its page table.
+const FIRST_ENTRY: u64 = (private::WINDOWS >> 12) & 0x1ff;
+/// Index of the large window's entry in its page directory.
+const LARGE_ENTRY: u64 = (private::LARGE_WINDOW >> 21) & 0x1ff;
+
+const PRESENT_WRITABLE_NX: u64 = 0x8000_0000_0000_0003;
+const ACCESSED_DIRTY: u64 = 0x60;
+const LARGE: u64 = 0x80;
+
+/// A CPU's windows.
+#[derive(Clone, Copy, Debug)]
+pub struct Windows {
+    /// Virtual address of the first window's page-table entry.
+    entries: u64,
+    /// Virtual address of the large window's page-directory entry.
+    large_entry: u64,
+}
+
+impl Windows {
+    /// The windows of the private table whose page table and page directory (of [`super::PRIVATE_BASE`]) these are.
+    #[must_use]
+    pub fn new(page_table: HostPhysical, page_directory: HostPhysical) -> Self {
+        Self {
+            entries: region::address_of(page_table).wrapping_add(FIRST_ENTRY.wrapping_mul(8)),
+            large_entry: region::address_of(page_directory).wrapping_add(LARGE_ENTRY.wrapping_mul(8)),
+        }
+    }
+
+    /// Opens window `index` on the page that holds `physical`; returns the virtual address of that byte.
+    #[inline]
+    fn open(&self, index: u64, physical: HostPhysical) -> u64 {
+        let index = index & (COUNT - 1);
+        let entry = self.entries.wrapping_add(index.wrapping_mul(8));
+        let at = private::WINDOWS.wrapping_add(index << 12);
+        let value = (physical.as_u64() & 0x000f_ffff_ffff_f000) | PRESENT_WRITABLE_NX | ACCESSED_DIRTY;
+        // SAFETY: `entry` is this CPU's own page-table entry for the window, which nothing but this type maps; it lies in
+        // a frame of the pool that the region's linear map covers.
+        unsafe { (entry as *mut u64).write_volatile(value) };
+        processor::invalidate_page(at);
+        at | (physical.as_u64() & 0xfff)
+    }
+
+    /// Reads the aligned 8 bytes at `physical`.
+    #[inline]
+    #[must_use]
+    pub fn read_u64(&self, physical: HostPhysical) -> u64 {
+        // SAFETY: the window maps the page; the access is aligned and volatile, and any bit pattern is a u64.
+        unsafe { ((self.open(0, physical) & !7) as *const u64).read_volatile() }
+    }
+
+    /// Reads the aligned 4 bytes at `physical`.
+    #[must_use]
+    pub fn read_u32(&self, physical: HostPhysical) -> u32 {
+        // SAFETY: as in `read_u64`.
+        unsafe { ((self.open(0, physical) & !3) as *const u32).read_volatile() }
+    }
+
+    /// Copies bytes out of guest memory, as far as the page reaches. Returns how many.
+    pub fn read(&self, physical: HostPhysical, target: &mut [u8]) -> usize {
+        let at = self.open(1, physical);
+        let room = 4096usize.saturating_sub((at & 0xfff) as usize);
+        let mut copied: usize = 0;
+        for byte in target.iter_mut().take(room) {
+            // SAFETY: inside the page that the window maps.
+            *byte = unsafe { (at.wrapping_add(copied as u64) as *const u8).read_volatile() };
+            copied = copied.wrapping_add(1);
+        }
+        copied
+    }
+
+    /// The first 16 bytes at `physical` in two words, or what the page has of them, without a loop. For instruction
+    /// fetch: `physical` with at least 16 bytes to the end of its page.
+    #[inline]
+    #[must_use]
+    pub fn read_16(&self, physical: HostPhysical) -> [u8; 16] {
+        // SAFETY: the caller asks for 16 bytes inside the page; unaligned reads are fine on x86, any pattern is valid.
+        unsafe { (self.open(1, physical) as *const [u8; 16]).read_unaligned() }
+    }
+
+    /// Fills `bytes` bytes at `physical` with zeroes; both multiples of 4096 and inside one 2 MiB page.
+    pub fn clear(&self, physical: HostPhysical, bytes: u64) {
+        let base = physical.as_u64() & !0x1f_ffff;
+        let value = base | PRESENT_WRITABLE_NX | ACCESSED_DIRTY | LARGE;
+        let offset = physical.as_u64() & 0x1f_ffff;
+        let bytes = bytes.min(0x20_0000u64.wrapping_sub(offset));
+        // SAFETY: the entry is this CPU's own for the large window; the bytes lie inside the 2 MiB that it maps and belong
+        // to a stopped cell, so nothing of the hypervisor is overwritten.
+        unsafe {
+            (self.large_entry as *mut u64).write_volatile(value);
+            processor::invalidate_page(private::LARGE_WINDOW);
+            core::arch::asm!(
+                "rep stosq",
+                inout("rcx") bytes / 8 => _,
+                inout("rdi") private::LARGE_WINDOW.wrapping_add(offset) => _,
+                in("rax") 0u64,
+                options(nostack, preserves_flags)
+            );
+            (self.large_entry as *mut u64).write_volatile(0);
+        }
+        processor::invalidate_page(private::LARGE_WINDOW);
+    }
+
+    /// Writes the aligned 8 bytes at `physical`, in a page that the hypervisor owns but does not map.
+    pub fn write_u64(&self, physical: HostPhysical, value: u64) {
+        // SAFETY: the window maps the page, which belongs to the caller (this CPU's VMXON region or VMCS).
+        unsafe { ((self.open(0, physical) & !7) as *mut u64).write_volatile(value) };
+    }
+
+    /// Writes the page at `physical` from `source` (the trampoline's page).
+    pub fn write_page(&self, physical: HostPhysical, source: &[u8; 4096]) {
+        let at = self.open(1, physical) & !0xfff;
+        // SAFETY: a whole page that the window maps; the caller owns it for the moment.
+        unsafe { core::ptr::copy_nonoverlapping(source.as_ptr(), at as *mut u8, source.len()) };
+    }
+
+    /// Copies a whole page out.
+    pub fn read_page(&self, physical: HostPhysical, target: &mut [u8; 4096]) {
+        let at = self.open(1, physical) & !0xfff;
+        // SAFETY: a whole page that the window maps.
+        unsafe { core::ptr::copy_nonoverlapping(at as *const u8, target.as_mut_ptr(), target.len()) };
+    }
+}

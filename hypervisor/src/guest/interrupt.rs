@@ -1,0 +1,188 @@
+//! Interprocessor interrupts and the APIC registers that a guest may not write by itself.
+//!
+//! A command reaches CPUs of the sender's own cell only; what is addressed to others is dropped and counted. Fixed,
+//! lowest-priority and NMI commands are sent on; INIT and startup IPIs never reach hardware: they become events.
+
+use core::sync::atomic::Ordering;
+
+use gaol_abi::exit::{COUNTER_DROPPED_IPIS, COUNTER_X2APIC_ICR, COUNTER_XAPIC_WRITES};
+
+use super::Verdict;
+use crate::cpu::{self, Events, PerCpu};
+use crate::device::apic::{self, register};
+use crate::device::interrupt_command::{Command, CommandBits, DeliveryMode, Processor, Shorthand, Target};
+use crate::launch::parameters;
+use crate::processor::{fixup, msr};
+use crate::virt::vmx::control::Exception;
+
+const FIXED_PHYSICAL_MASK: u32 = 0xfff3_2f00;
+
+/// A fixed interrupt to one CPU of the same cell. `false`: not that simple.
+#[inline(always)]
+pub fn x2apic_fast(cpu: &PerCpu, value: u64) -> bool {
+    let low = value as u32;
+    // Delivery mode fixed, physical destination, no shorthand, no reserved bit.
+    if low & (FIXED_PHYSICAL_MASK | 0x000c_0000) != 0 || !cpu.x2apic {
+        return false;
+    }
+    let Some(target) = cpu::by_apic_id((value >> 32) as u32) else { return false };
+    if target.cell.load(Ordering::Relaxed) != cpu.cell || !target.x2apic.load(Ordering::Relaxed) {
+        return false;
+    }
+    cpu.counters.count(COUNTER_X2APIC_ICR);
+    apic::send(true, (value >> 32) as u32, low);
+    true
+}
+
+/// Any other command in x2APIC mode.
+pub fn x2apic_slow(cpu: &PerCpu, value: u64) -> Verdict {
+    let command = Command::from_x2apic(value);
+    if command.has_reserved_bits() {
+        return Verdict::Inject(Exception::GENERAL_PROTECTION);
+    }
+    cpu.counters.count(COUNTER_X2APIC_ICR);
+    dispatch(cpu, command);
+    Verdict::Advance
+}
+
+/// Other registers of the x2APIC that a guest may write after a check. `None`: it may not.
+pub fn x2apic_register(number: u32, value: u64) -> Option<Verdict> {
+    let offset = ((number - msr::X2APIC) << 4) as u16;
+    let allowed = match offset {
+        register::SPURIOUS | register::ERROR_STATUS => true,
+        register::LVT_LINT0
+        | register::LVT_LINT1
+        | register::LVT_PERFORMANCE
+        | register::LVT_THERMAL
+        | register::LVT_ERROR
+        | register::LVT_CMCI => lvt_is_harmless(value as u32),
+        _ => false,
+    };
+    if !allowed {
+        return None;
+    }
+    // SAFETY: a register of this CPU's own APIC, with a delivery mode that was checked.
+    Some(match unsafe { fixup::write_msr(number, value) } {
+        Some(()) => Verdict::Advance,
+        None => Verdict::Inject(Exception::GENERAL_PROTECTION),
+    })
+}
+
+/// An LVT entry can also raise SMIs and INITs; Linux programs ExtINT at LINT0.
+fn lvt_is_harmless(value: u32) -> bool {
+    let external = 7;
+    let mode = (value >> 8) & 7;
+    mode == u32::from(DeliveryMode::Fixed.0) || mode == u32::from(DeliveryMode::Nmi.0) || mode == external
+}
+
+/// A write of the root cell to the xAPIC page.
+#[inline(always)]
+pub fn xapic_write(cpu: &PerCpu, offset: u16, value: u32) {
+    cpu.counters.count(COUNTER_XAPIC_WRITES);
+    match offset {
+        register::COMMAND_LOW => xapic_command(cpu, value),
+        register::LOGICAL_DESTINATION => {
+            cpu.shared.logical_id.store(value >> 24, Ordering::Relaxed);
+            apic::write_page(offset, value);
+        }
+        register::LVT_LINT0
+        | register::LVT_LINT1
+        | register::LVT_PERFORMANCE
+        | register::LVT_THERMAL
+        | register::LVT_ERROR
+        | register::LVT_CMCI
+            if !lvt_is_harmless(value) => {}
+        _ => apic::write_page(offset, value),
+    }
+}
+
+/// The low half of the interrupt command in xAPIC mode: sends.
+#[inline(always)]
+fn xapic_command(cpu: &PerCpu, low: u32) {
+    let high = apic::read_page(register::COMMAND_HIGH);
+    // The one frequent form: fixed or NMI, to one APIC id, of an own CPU.
+    let one_cpu = low & (FIXED_PHYSICAL_MASK & !0x400 | 0x000c_0000) == 0;
+    if one_cpu
+        && let Some(target) = cpu::by_apic_id(high >> 24)
+        && target.cell.load(Ordering::Relaxed) == cpu.cell
+    {
+        apic::write_page(register::COMMAND_LOW, low);
+        return;
+    }
+    dispatch(cpu, Command::from_xapic(low, high));
+}
+
+fn processor(number: u32, cpu: &cpu::CpuShared) -> Processor {
+    Processor {
+        number,
+        apic_id: cpu.apic_id.load(Ordering::Relaxed),
+        logical_id: cpu.logical_id.load(Ordering::Relaxed) as u8,
+        cluster_model: false,
+        x2apic: cpu.x2apic.load(Ordering::Relaxed),
+    }
+}
+
+/// Unrolls a command to the CPUs of the sender's cell.
+#[inline(never)]
+fn dispatch(cpu: &PerCpu, command: Command) {
+    if command.is_init_deassert() {
+        return;
+    }
+    let target = command.target();
+    if matches!(target, Target::Own) {
+        if command.bits.delivery_mode() == DeliveryMode::Fixed {
+            apic::send_self(cpu.x2apic, command.bits.into_bits());
+        }
+        return;
+    }
+    let mut reached = false;
+    for number in 0..parameters::cpu_count() {
+        let Some(other) = cpu::shared(number) else { break };
+        if !target.addresses(&processor(number, other), number == cpu.index) {
+            continue;
+        }
+        if other.cell.load(Ordering::Relaxed) != cpu.cell {
+            // All and all-but-self mean the cell's own CPUs: others are none of the sender's business.
+            if !matches!(target, Target::All | Target::AllButOwn) {
+                cpu.counters.count(COUNTER_DROPPED_IPIS);
+            }
+            continue;
+        }
+        reached = true;
+        deliver(cpu, other, command.bits);
+        if command.bits.delivery_mode() == DeliveryMode::LowestPriority {
+            break;
+        }
+    }
+    if !reached && matches!(target, Target::Physical(_)) {
+        cpu.counters.count(COUNTER_DROPPED_IPIS);
+    }
+}
+
+fn deliver(cpu: &PerCpu, target: &cpu::CpuShared, bits: CommandBits) {
+    let apic_id = target.apic_id.load(Ordering::Relaxed);
+    match bits.delivery_mode() {
+        DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
+            let plain = bits.with_logical(false).with_shorthand(Shorthand::None).with_delivery_mode(DeliveryMode::Fixed);
+            apic::send(cpu.x2apic, apic_id, plain.into_bits());
+        }
+        DeliveryMode::Nmi => {
+            // An NMI of the guest's own, not a kick: the receiver finds no mark in its mailbox. It needs one to be
+            // virtualized if it hits the hypervisor, which the receiver's NMI handler sees to.
+            apic::kick(cpu, apic_id);
+        }
+        DeliveryMode::Init => post(cpu, target, Events::INIT),
+        DeliveryMode::StartUp => {
+            target.startup_vector.store(u32::from(bits.vector()), Ordering::Release);
+            post(cpu, target, Events::STARTUP);
+        }
+        // SMIs are not for guests to send.
+        _ => {}
+    }
+}
+
+fn post(cpu: &PerCpu, target: &cpu::CpuShared, events: Events) {
+    if target.post(events) {
+        apic::kick(cpu, target.apic_id.load(Ordering::Relaxed));
+    }
+}

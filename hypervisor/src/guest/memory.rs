@@ -1,0 +1,267 @@
+//! EPT violations, and reading the instruction that a guest is at.
+
+use gaol_abi::exit::COUNTER_ROOT_VIOLATIONS;
+
+use super::decode::{Access, DecodeError, Direction, Instruction, MAX_LENGTH, Mode, Operand, decode, length};
+use super::walk::{GuestMemory, Paging};
+use super::{Verdict, interrupt};
+use crate::cpu::PerCpu;
+use crate::device::apic;
+use crate::launch::parameters;
+use crate::launch::private_table::APIC_PHYSICAL;
+use crate::memory::address::{GuestPhysical, GuestVirtual, HostPhysical};
+use crate::memory::page_table::{LeafSize, TableMemory};
+use crate::processor::{cr0, efer};
+use crate::region::LinearTables;
+use crate::system;
+use crate::virt::vmx::control::Exception;
+use crate::virt::vmx::entry::Frame;
+use crate::virt::vmx::exit::{SLOW, finish};
+use crate::virt::vmx::fields::{EptViolation, Field, INTERRUPTION_ERROR_CODE, INTERRUPTION_VALID};
+use crate::virt::vmx::instructions::{invalidate_ept, read, write};
+
+/// Access rights of CS: 64-bit code.
+const CS_LONG: u64 = 1 << 13;
+/// Access rights of CS: 32-bit default size.
+const CS_DEFAULT_32: u64 = 1 << 14;
+
+struct Reader<'a>(&'a PerCpu);
+
+impl GuestMemory for Reader<'_> {
+    #[inline]
+    fn read_entry(&mut self, address: GuestPhysical) -> Option<u64> {
+        to_physical(self.0, address.as_u64()).map(|at| self.0.windows.read_u64(at))
+    }
+
+    fn read_entry32(&mut self, address: GuestPhysical) -> Option<u32> {
+        to_physical(self.0, address.as_u64()).map(|at| self.0.windows.read_u32(at))
+    }
+}
+
+/// Where the guest's memory at `address` is. `None`: it has none there. For the root that is the same address, unless it
+/// belongs to somebody else; a cell's EPT is looked at.
+#[inline]
+#[must_use]
+pub fn to_physical(cpu: &PerCpu, address: u64) -> Option<HostPhysical> {
+    if cpu.is_root {
+        let own = address < parameters::physical_end() && system::is_roots(address);
+        return own.then_some(HostPhysical::new(address));
+    }
+    through_ept(address)
+}
+
+const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
+
+/// Walks the EPT in use.
+#[inline(never)]
+fn through_ept(address: u64) -> Option<HostPhysical> {
+    let mut table = HostPhysical::new(read(Field::EptPointer) & ADDRESS_MASK);
+    let (readable, large) = (1, 1 << 7);
+    for shift in [39u32, 30, 21, 12] {
+        let index = (address.wrapping_shr(shift) & 0x1ff) as usize;
+        let entry = LinearTables.entries(table).get(index)?.load(core::sync::atomic::Ordering::Relaxed);
+        if entry & readable == 0 {
+            return None;
+        }
+        if shift == 12 || entry & large != 0 {
+            let offset = 1u64.wrapping_shl(shift).wrapping_sub(1);
+            return Some(HostPhysical::new((entry & ADDRESS_MASK & !offset) | (address & offset)));
+        }
+        table = HostPhysical::new(entry & ADDRESS_MASK);
+    }
+    None
+}
+
+fn paging() -> Paging {
+    Paging {
+        cr0: read(Field::GuestCr0),
+        cr3: read(Field::GuestCr3),
+        cr4: read(Field::GuestCr4),
+        efer: read(Field::GuestEfer),
+    }
+}
+
+fn mode() -> Mode {
+    let rights = read(Field::GuestCsAccessRights);
+    if rights & CS_LONG != 0 && read(Field::GuestEfer) & efer::LMA != 0 {
+        Mode::Bits64
+    } else if rights & CS_DEFAULT_32 != 0 {
+        Mode::Bits32
+    } else {
+        Mode::Bits16
+    }
+}
+
+/// Copies the bytes at the guest's RIP. Returns how many could be read, at most 16; `None`: not one.
+pub fn fetch(cpu: &PerCpu, bytes: &mut [u8; 16]) -> Option<usize> {
+    let base = if mode() == Mode::Bits64 { 0 } else { read(Field::GuestCsBase) };
+    let at = base.wrapping_add(read(Field::GuestRip));
+    let paging = paging();
+    let mut copied = 0usize;
+    // An instruction lies in at most two pages.
+    for _ in 0..2 {
+        let Some(rest) = bytes.get_mut(copied..).filter(|rest| !rest.is_empty()) else { break };
+        let address = GuestVirtual::new(at.wrapping_add(copied as u64));
+        let Ok(guest) = paging.translate(&mut Reader(cpu), address) else { break };
+        let Some(physical) = to_physical(cpu, guest.as_u64()) else { break };
+        copied = copied.saturating_add(cpu.windows.read(physical, rest));
+    }
+    (copied != 0).then_some(copied)
+}
+
+fn instruction(cpu: &PerCpu) -> Result<Instruction, DecodeError> {
+    let mut bytes = [0; 16];
+    let count = fetch(cpu, &mut bytes).ok_or(DecodeError::Truncated)?;
+    decode(bytes.get(..count.min(MAX_LENGTH)).ok_or(DecodeError::Truncated)?, mode())
+}
+
+const fn is_apic_page(address: u64) -> bool {
+    address & !0xfff == APIC_PHYSICAL
+}
+
+/// A write of Linux to its xAPIC page, by a plain move in 64-bit mode.
+#[inline(always)]
+pub fn fast(cpu: &PerCpu, frame: &Frame) -> u32 {
+    let address = read(Field::GuestPhysicalAddress);
+    let is_write = read(Field::ExitQualification) & EptViolation::WRITE.bits() != 0;
+    if !is_apic_page(address) || !is_write || !cpu.is_root || read(Field::GuestCsAccessRights) & CS_LONG == 0 {
+        return SLOW;
+    }
+    let paging =
+        Paging { cr0: cr0::PG, cr3: read(Field::GuestCr3), cr4: read(Field::GuestCr4), efer: efer::LMA };
+    let rip = read(Field::GuestRip);
+    let Ok(guest) = paging.translate(&mut Reader(cpu), GuestVirtual::new(rip)) else { return SLOW };
+    if rip & 0xfff > 0xff0 {
+        return SLOW;
+    }
+    let Some(physical) = to_physical(cpu, guest.as_u64()) else { return SLOW };
+    let bytes = cpu.windows.read_16(physical);
+    let Ok(Instruction::Access(access)) = decode(&bytes, Mode::Bits64) else { return SLOW };
+    let value = match access.operand {
+        // RBP and R12 to R15 are not in the frame yet.
+        Operand::Register(number) if number & 8 == 0 && number != 5 => access.stored(frame.register(number)),
+        Operand::Immediate(value) => value,
+        _ => return SLOW,
+    };
+    if access.direction != Direction::Write || access.width != 4 || address & 0xf != 0 {
+        return SLOW;
+    }
+    interrupt::xapic_write(cpu, (address & 0xff0) as u16, value as u32);
+    write(Field::GuestRip, rip.wrapping_add(u64::from(access.length)));
+    finish(cpu)
+}
+
+/// Any other EPT violation.
+pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
+    let address = read(Field::GuestPhysicalAddress);
+    if !cpu.is_root {
+        return Verdict::Violation { address };
+    }
+    let qualification = EptViolation::from_bits_retain(read(Field::ExitQualification));
+    let delivering = reinject();
+    if is_apic_page(address) {
+        return apic_access(cpu, frame, qualification);
+    }
+    if address >= parameters::physical_end() && install_far(address) {
+        return Verdict::Resume;
+    }
+    cpu.counters.count(COUNTER_ROOT_VIOLATIONS);
+    if qualification.contains(EptViolation::FETCH) {
+        return Verdict::InjectRecorded { exception: Exception::INVALID_OPCODE, address };
+    }
+    super::fault::record(cpu, frame, address);
+    if !delivering && skip(cpu) {
+        return Verdict::Resume;
+    }
+    if redirect(address) {
+        return Verdict::Resume;
+    }
+    Verdict::Inject(Exception::GENERAL_PROTECTION)
+}
+
+/// An event whose delivery the exit interrupted is delivered anew. `true`: there was one.
+fn reinject() -> bool {
+    let information = read(Field::IdtVectoringInformation) as u32;
+    if information & INTERRUPTION_VALID == 0 {
+        return false;
+    }
+    if information & INTERRUPTION_ERROR_CODE != 0 {
+        write(Field::EntryExceptionErrorCode, read(Field::IdtVectoringErrorCode));
+    }
+    write(Field::EntryInstructionLength, read(Field::ExitInstructionLength));
+    write(Field::EntryInterruptionInformation, u64::from(information & !(1 << 12)));
+    true
+}
+
+/// Steps over the instruction, if its length is known.
+fn skip(cpu: &PerCpu) -> bool {
+    let mut bytes = [0; 16];
+    let Some(count) = fetch(cpu, &mut bytes) else { return false };
+    let Some(bytes) = bytes.get(..count.min(MAX_LENGTH)) else { return false };
+    match length(bytes, mode()) {
+        Ok(length) => {
+            write(Field::GuestRip, read(Field::GuestRip).wrapping_add(u64::from(length)));
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+/// A page of Linux' own, beyond what it had told of.
+fn install_far(address: u64) -> bool {
+    let Some(far) = system::far() else { return false };
+    let at = HostPhysical::new(address);
+    let (kind, _) = far.memory_types.uniform_run(at);
+    let size = LeafSize::Page2M;
+    far.table
+        .install_far(
+            &LinearTables,
+            &far.reserve,
+            GuestPhysical::new(address).align_down(size.bytes()),
+            at.align_down(size.bytes()),
+            size,
+            system::everything(kind),
+        )
+        .is_ok()
+}
+
+/// Lets a write that can't be stepped over go to a scratch page.
+fn redirect(address: u64) -> bool {
+    let Some(far) = system::far() else { return false };
+    let done = far.table.redirect_hole(&LinearTables, GuestPhysical::new(address), far.scratch);
+    invalidate_ept();
+    done
+}
+
+/// An access to the xAPIC page that is not the frequent one.
+fn apic_access(cpu: &PerCpu, frame: &mut Frame, qualification: EptViolation) -> Verdict {
+    let address = read(Field::GuestPhysicalAddress);
+    if qualification.contains(EptViolation::FETCH) {
+        return Verdict::InjectRecorded { exception: Exception::INVALID_OPCODE, address };
+    }
+    let Ok(Instruction::Access(access)) = instruction(cpu) else {
+        return if skip(cpu) { Verdict::Resume } else { Verdict::Violation { address } };
+    };
+    let register = (address & 0xff0) as u16;
+    // Only aligned 4-byte accesses are defined (SDM, "Local APIC Registers"); others have no effect.
+    if access.width == 4 && address & 0xf == 0 && !cpu.x2apic {
+        let before = apic::read_page(register);
+        let number = match access.operand {
+            Operand::Register(number) => number,
+            Operand::HighByte(_) | Operand::Immediate(_) => 0,
+        };
+        if access.direction != Direction::Read {
+            interrupt::xapic_write(cpu, register, access.stored(frame.register(number)) as u32);
+        }
+        if access.direction != Direction::Write {
+            let loaded = access.loaded(frame.register(number), u64::from(before));
+            frame.set_register(number, loaded);
+        }
+    }
+    advance_by(&access);
+    Verdict::Resume
+}
+
+fn advance_by(access: &Access) {
+    write(Field::GuestRip, read(Field::GuestRip).wrapping_add(u64::from(access.length)));
+}

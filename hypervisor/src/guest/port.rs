@@ -1,0 +1,147 @@
+//! I/O ports that the bitmap does not let through: PCI configuration mechanism 1 and what is not the guest's.
+//!
+//! Port 0xcf8 is shadowed for each CPU, and an access to 0xcfc sets the real one under a lock that is held for the two
+//! instructions, so no CPU's address register is ever seen by another.
+
+use gaol_abi::exit::COUNTER_ROOT_VIOLATIONS;
+use spin::mutex::TicketMutex;
+
+use super::Verdict;
+use crate::cpu::PerCpu;
+use crate::device::pci;
+use crate::launch::parameters;
+use crate::processor::{port_read, port_write};
+use crate::virt::vmx::entry::Frame;
+use crate::virt::vmx::exit::{SLOW, done};
+use crate::virt::vmx::fields::Field;
+use crate::virt::vmx::instructions::read;
+
+const CONFIG_ADDRESS: u16 = 0xcf8;
+const CONFIG_DATA: u16 = 0xcfc;
+const CONFIG_ENABLE: u32 = 1 << 31;
+
+/// Exit qualification of an I/O instruction.
+#[derive(Clone, Copy, Debug)]
+struct Access(u64);
+
+impl Access {
+    const fn port(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    const fn size(self) -> u32 {
+        (self.0 & 7) as u32 + 1
+    }
+
+    const fn is_input(self) -> bool {
+        self.0 & (1 << 3) != 0
+    }
+
+    const fn is_string(self) -> bool {
+        self.0 & (1 << 4) != 0
+    }
+}
+
+/// Puts what was read into AL, AX or EAX.
+#[inline(always)]
+fn put(frame: &mut Frame, size: u32, value: u32) {
+    frame.rax = match size {
+        1 => (frame.rax & !0xff) | u64::from(value & 0xff),
+        2 => (frame.rax & !0xffff) | u64::from(value & 0xffff),
+        _ => u64::from(value),
+    };
+}
+
+static CONFIG_LOCK: TicketMutex<()> = TicketMutex::new(());
+
+/// The two ports of PCI configuration.
+#[inline(always)]
+pub fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
+    let access = Access(read(Field::ExitQualification));
+    // Bits 5:0 and 31:16: a plain 4-byte access to 0xcf8.
+    let shape = access.0 & 0xffff_0037;
+    if shape == (u64::from(CONFIG_ADDRESS) << 16) | 3 {
+        if access.is_input() {
+            frame.rax = u64::from(cpu.pci_address);
+        } else {
+            cpu.pci_address = frame.rax as u32;
+        }
+        return done(cpu);
+    }
+    if access.port() & !3 == CONFIG_DATA && !access.is_string() {
+        config_data(cpu, frame, access);
+        return done(cpu);
+    }
+    SLOW
+}
+
+#[inline(always)]
+fn config_data(cpu: &PerCpu, frame: &mut Frame, access: Access) {
+    let address = cpu.pci_address;
+    let function = (address >> 8) as u16;
+    if address & CONFIG_ENABLE == 0 || !pci::is_visible(cpu.is_root, function) {
+        if access.is_input() {
+            put(frame, access.size(), u32::MAX);
+        }
+        return;
+    }
+    let guard = CONFIG_LOCK.lock();
+    // SAFETY: a configuration access to a function of the guest's own, as on bare hardware; the lock keeps address and data
+    // together.
+    let value = unsafe {
+        port_write(CONFIG_ADDRESS, 4, address);
+        if access.is_input() {
+            port_read(access.port(), access.size())
+        } else {
+            port_write(access.port(), access.size(), frame.rax as u32);
+            0
+        }
+    };
+    drop(guard);
+    if access.is_input() {
+        put(frame, access.size(), value);
+    }
+}
+
+/// Any other port.
+pub fn slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
+    let access = Access(read(Field::ExitQualification));
+    let port = access.port();
+    if access.is_string() {
+        // A repeated access is skipped as a whole: what it would have moved is not the guest's.
+        return if cpu.is_root || cpu.ignore_ports {
+            Verdict::Advance
+        } else {
+            Verdict::Violation { address: u64::from(port) }
+        };
+    }
+    // Narrow accesses to 0xcf8…0xcfb are other registers of the chipset, the reset control at 0xcf9 among them.
+    if cpu.is_root && (CONFIG_ADDRESS..CONFIG_DATA).contains(&port) {
+        // SAFETY: the root's own port.
+        unsafe {
+            if access.is_input() {
+                let value = port_read(port, access.size());
+                put(frame, access.size(), value);
+            } else {
+                port_write(port, access.size(), frame.rax as u32);
+            }
+        }
+        return Verdict::Advance;
+    }
+    let timer = parameters::pm_timer_port();
+    if timer != 0 && u32::from(port) == timer && access.is_input() && access.size() == 4 {
+        // SAFETY: reading the power management timer has no effect.
+        let value = unsafe { port_read(port, 4) };
+        put(frame, 4, value);
+        return Verdict::Advance;
+    }
+    if cpu.is_root {
+        cpu.counters.count(COUNTER_ROOT_VIOLATIONS);
+    } else if !cpu.ignore_ports && port & !7 != CONFIG_ADDRESS {
+        return Verdict::Violation { address: u64::from(port) };
+    }
+    if access.is_input() {
+        put(frame, access.size(), u32::MAX);
+    }
+    Verdict::Advance
+}

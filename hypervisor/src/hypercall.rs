@@ -1,0 +1,264 @@
+//! Hypercalls: [`gaol_abi::hypercall`] says what each does and who may call it.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use gaol_abi::exit::{COUNTER_X2APIC_ICR, FIRST_DERIVED_COUNTER};
+use gaol_abi::hypercall::{
+    CPU_FAILED, CPU_RUNNING, CpuInfoType, DESTROY_FORCE, Errno, Hypercall, InfoType, JAILHOUSE_COUNTERS,
+};
+use gaol_abi::outcome::{Outcome, Reason};
+use gaol_abi::public::CpuState;
+
+use crate::cell::{create, lifecycle, published};
+use crate::cpu::{self, Events, PerCpu};
+use crate::device::apic;
+use crate::error::{Blame, Failure};
+use crate::guest::Verdict;
+use crate::launch::{self, leave, parameters};
+use crate::processor::{efer, pause, time_stamp};
+use crate::trace::{console, public};
+use crate::virt::vmx::entry::Frame;
+use crate::virt::vmx::exit::{SLOW, advance, done};
+use crate::virt::vmx::fields::Field;
+use crate::virt::vmx::instructions::read;
+
+/// Access rights of SS: the descriptor privilege level, which is the CPL.
+const PRIVILEGE_LEVEL: u64 = 3 << 5;
+
+const ROOT: u32 = 0;
+
+/// Hypercall 5, and nothing else.
+#[inline(always)]
+pub fn fast(cpu: &PerCpu, frame: &mut Frame) -> u32 {
+    if frame.rax as u32 != Hypercall::GetInfo.0 || read(Field::GuestSsAccessRights) & PRIVILEGE_LEVEL != 0 {
+        return SLOW;
+    }
+    let (kind, wide) = arguments(frame.rdi);
+    frame.rax = result(get_info(kind), wide);
+    done(cpu)
+}
+
+/// In 64-bit mode arguments are 64 bits wide, else 32.
+#[inline(always)]
+fn arguments(value: u64) -> (u64, bool) {
+    let wide = read(Field::GuestEfer) & efer::LMA != 0;
+    (if wide { value } else { value & 0xffff_ffff }, wide)
+}
+
+#[inline(always)]
+fn result(value: i64, wide: bool) -> u64 {
+    if wide { value as u64 } else { value as u64 & 0xffff_ffff }
+}
+
+const fn error(errno: Errno) -> i64 {
+    -(errno.0 as i64)
+}
+
+#[inline(always)]
+fn get_info(kind: u64) -> i64 {
+    match InfoType(kind) {
+        InfoType::PoolSize => public::frames_total() as i64,
+        InfoType::PoolUsed => public::frames_used() as i64,
+        InfoType::RemapPoolSize | InfoType::RemapPoolUsed => 0,
+        InfoType::Cells => public::cells() as i64,
+        _ => error(Errno::Invalid),
+    }
+}
+
+/// Any other hypercall.
+pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
+    let (first, wide) = arguments(frame.rdi);
+    let (second, _) = arguments(frame.rsi);
+    let number = Hypercall(frame.rax as u32);
+    if !cpu.committed {
+        *frame = launch::commit(cpu);
+        return Verdict::Resume;
+    }
+    if read(Field::GuestSsAccessRights) & PRIVILEGE_LEVEL != 0 {
+        frame.rax = result(error(Errno::NotPermitted), wide);
+        return Verdict::Advance;
+    }
+    if number == Hypercall::Disable && cpu.is_root {
+        let refusal = disable(cpu, frame, first);
+        frame.rax = result(refusal, wide);
+        return Verdict::Advance;
+    }
+    frame.rax = result(answer(cpu, number, first, second), wide);
+    Verdict::Advance
+}
+
+fn answer(cpu: &PerCpu, number: Hypercall, first: u64, second: u64) -> i64 {
+    match number {
+        Hypercall::GetInfo => get_info(first),
+        Hypercall::CpuGetInfo => cpu_get_info(cpu, first, second),
+        Hypercall::DebugConsolePutc => {
+            if !published(cpu.cell).is_some_and(|cell| cell.may_print()) {
+                return error(Errno::NotPermitted);
+            }
+            console::put(first as u8);
+            0
+        }
+        Hypercall::Disable
+        | Hypercall::CellCreate
+        | Hypercall::CellStart
+        | Hypercall::CellSetLoadable
+        | Hypercall::CellDestroy
+        | Hypercall::CellGetState
+        | Hypercall::Scrub
+            if !cpu.is_root =>
+        {
+            error(Errno::NotPermitted)
+        }
+        Hypercall::CellCreate => reported(cpu, create::create(cpu, first)),
+        Hypercall::CellStart => reported(cpu, lifecycle::start(cpu, first)),
+        Hypercall::CellSetLoadable => {
+            reported(cpu, lifecycle::set_loadable(cpu, first, second & DESTROY_FORCE != 0))
+        }
+        Hypercall::CellDestroy => reported(cpu, lifecycle::destroy(cpu, first, second & DESTROY_FORCE != 0)),
+        Hypercall::CellGetState => lifecycle::get_state(first).unwrap_or_else(|failure| failure.result()),
+        Hypercall::Scrub => reported(cpu, lifecycle::scrub(cpu, first)),
+        _ => error(Errno::NoSystemCall),
+    }
+}
+
+/// Tells the root why a management operation failed.
+fn reported(cpu: &PerCpu, outcome: Result<i64, Failure>) -> i64 {
+    match outcome {
+        Ok(value) => {
+            public::set_outcome(&Outcome { reason: Reason::None, cpu: 0, step: 0, reserved: 0, detail: 0 });
+            value
+        }
+        Err(failure) => {
+            public::set_outcome(&failure.outcome(cpu.index, 0));
+            failure.result()
+        }
+    }
+}
+
+/// Indices of [`gaol_abi::public::CpuPublic::exits`] that make up Jailhouse's counters.
+fn jailhouse_counter(cpu: u32, number: u64) -> Option<i64> {
+    let counters = public::counters(cpu);
+    let sum = |indices: &[usize]| indices.iter().map(|index| counters.get(*index)).fold(0u64, u64::wrapping_add);
+    let total = || (0..FIRST_DERIVED_COUNTER).map(|index| counters.get(index)).fold(0u64, u64::wrapping_add);
+    let value = match number {
+        0 => total(),
+        1 => sum(&[48]),
+        2 => sum(&[52, gaol_abi::exit::COUNTER_KICKS]),
+        3 => sum(&[18]),
+        4 => sum(&[30]),
+        5 => sum(&[gaol_abi::exit::COUNTER_XAPIC_WRITES]),
+        6 => sum(&[28]),
+        7 => sum(&[10]),
+        8 => sum(&[55]),
+        9 => sum(&[0]).wrapping_sub(sum(&[gaol_abi::exit::COUNTER_KICKS])),
+        10 => sum(&[31, 32]).wrapping_sub(sum(&[COUNTER_X2APIC_ICR])),
+        11 => sum(&[COUNTER_X2APIC_ICR]),
+        _ => return None,
+    };
+    // Jailhouse's counters are 31 bits wide.
+    Some((value & 0x7fff_ffff) as i64)
+}
+
+const _: () = assert!(JAILHOUSE_COUNTERS == 12);
+
+fn cpu_get_info(cpu: &PerCpu, index: u64, kind: u64) -> i64 {
+    let Some(target) = u32::try_from(index).ok().filter(|index| *index < parameters::cpu_count()) else {
+        return error(Errno::Invalid);
+    };
+    let own = cpu::shared(target).is_some_and(|other| other.cell.load(Ordering::Acquire) == cpu.cell);
+    if !cpu.is_root && !own {
+        return error(Errno::NotPermitted);
+    }
+    match kind.checked_sub(CpuInfoType::StatisticsBase.0) {
+        Some(number) => jailhouse_counter(target, number).unwrap_or(error(Errno::Invalid)),
+        None if kind == CpuInfoType::State.0 => {
+            if public::state(target) == CpuState::Failed { CPU_FAILED } else { CPU_RUNNING }
+        }
+        None => error(Errno::Invalid),
+    }
+}
+
+/// CPUs of the root that have asked to disable, and what came of it.
+static DISABLE_ARRIVED: AtomicU32 = AtomicU32::new(0);
+static DISABLE_WORD: AtomicU32 = AtomicU32::new(UNDECIDED);
+const UNDECIDED: u32 = 0;
+const GO: u32 = 1;
+const REFUSED: u32 = 2;
+
+/// Hypercall 0. Does not return when the machine is given back; a refusal is the same on all CPUs.
+fn disable(cpu: &mut PerCpu, frame: &mut Frame, callers: u64) -> i64 {
+    if public::cells() > 1 {
+        public::set_outcome(&Failure::caller(Errno::Busy, Reason::CellsExist, public::cells() - 1).outcome(cpu.index, 0));
+        return error(Errno::Busy);
+    }
+    cpu.shared.leaving.store(true, Ordering::Release);
+    let arrived = DISABLE_ARRIVED.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+    if u64::from(arrived) == callers {
+        match others(callers) {
+            Ok(()) => decide(GO),
+            Err(failure) => {
+                public::set_outcome(&failure.outcome(cpu.index, 0));
+                decide(REFUSED);
+            }
+        }
+    }
+    wait_for_decision();
+    if DISABLE_WORD.load(Ordering::Acquire) == GO {
+        if u64::from(arrived) == callers {
+            send_others_back(cpu);
+        }
+        frame.rax = 0;
+        advance();
+        leave::leave(cpu, frame);
+    }
+    cpu.shared.leaving.store(false, Ordering::Release);
+    // The last one to leave puts the counter back, so that the next attempt starts anew.
+    if DISABLE_ARRIVED.fetch_sub(1, Ordering::AcqRel) == 1 {
+        DISABLE_WORD.store(UNDECIDED, Ordering::Release);
+    }
+    error(Errno::Busy)
+}
+
+fn decide(decision: u32) {
+    // Decided already: by a deadline.
+    let _ = DISABLE_WORD.compare_exchange(UNDECIDED, decision, Ordering::AcqRel, Ordering::Acquire);
+}
+
+fn wait_for_decision() {
+    let start = time_stamp();
+    while DISABLE_WORD.load(Ordering::Acquire) == UNDECIDED {
+        if time_stamp().wrapping_sub(start) > parameters::deadline_cycles() {
+            let failure = Failure::timed_out(Blame::Caller, Reason::CpuTimedOut, 0);
+            public::set_outcome(&failure.outcome(0, 0));
+            decide(REFUSED);
+        }
+        pause();
+    }
+}
+
+/// CPUs of the root that did not call: Linux has them offline in a loop of its own. `Err`: one has no such place.
+fn others(callers: u64) -> Result<(), Failure> {
+    if callers > u64::from(parameters::cpu_count()) {
+        return Err(Failure::caller(Errno::Invalid, Reason::None, callers));
+    }
+    for index in 0..parameters::cpu_count() {
+        let Some(other) = cpu::shared(index) else { continue };
+        if other.waits_for_startup.load(Ordering::Acquire) || other.cell.load(Ordering::Acquire) != ROOT {
+            return Err(Failure::caller(Errno::Busy, Reason::CpuNotBack, u64::from(index)));
+        }
+    }
+    Ok(())
+}
+
+/// Sends the CPUs back that did not call. Those that did see the event only if they enter the guest again, which they
+/// do not.
+fn send_others_back(cpu: &PerCpu) {
+    for index in (0..parameters::cpu_count()).filter(|index| *index != cpu.index) {
+        if let Some(other) = cpu::shared(index)
+            && !other.leaving.load(Ordering::Acquire)
+            && other.request(Events::LEAVE)
+        {
+            apic::kick(cpu, other.apic_id.load(Ordering::Relaxed));
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What the primary CPU prepares for all: the frame pool, the root cell, the public pages.
+
+use gaol_abi::config::CONSOLE_UART_PORT;
+use gaol_abi::handover::LaunchParameters;
+use gaol_abi::image::LINK_BASE;
+use gaol_abi::outcome::Reason;
+use gaol_config::CpuSet;
+use gaol_config::binary::{Refusal, SystemView};
+use gaol_config::ledger::Machine;
+
+use super::private_table::APIC_PHYSICAL;
+use crate::cell::{confinement, lifecycle, published};
+use crate::error::Failure;
+use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
+use crate::memory::address::{GuestPhysical, HostPhysical, Range};
+use crate::memory::frames::FramePool;
+use crate::memory::memory_types::{MemoryType, MemoryTypes, Mtrrs};
+use crate::memory::page_table::{Access, Attributes, Ept, FarReserve, LeafSize, Limits, PageTable, Scratch};
+use crate::processor::{cpuid, msr, read_msr};
+use crate::region::{self, LinearTables};
+use crate::system::{self, Far, Machinery, PoolTables, everything, map_failure};
+use crate::trace::{console, public};
+use crate::virt::vmx::capabilities::Controls;
+
+/// Frames set aside for the root's far windows.
+const FAR_FRAMES: u32 = 8;
+
+const BAUD_AT_DIVISOR_1: u32 = 115_200;
+
+const PAGE: u64 = 4096;
+
+fn refused(refusal: Refusal) -> Failure {
+    Failure::configuration(refusal.reason, refusal.detail)
+}
+
+/// Prepares everything that there is one of.
+pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
+    let config = config(parameters)?;
+    let view = SystemView::parse(config).map_err(refused)?;
+    console::start();
+    let header = view.header();
+    if header.console_kind == CONSOLE_UART_PORT
+        && let Some(port) = view.console_port()
+    {
+        let baud = BAUD_AT_DIVISOR_1.checked_div(header.console_divisor).unwrap_or(BAUD_AT_DIVISOR_1);
+        console::use_uart(port, baud);
+    }
+    let image = super::parameters::image();
+    log::info!("Gaol: taking over {} CPUs", parameters.cpu_count);
+    let mut pool = pool(parameters)?;
+    let memory_types = memory_types()?;
+    let controls = Controls::detect(read_msr)?;
+    let root_ept = root_ept(parameters, &mut pool, &memory_types, &controls)?;
+    let root_ports = root_bitmaps(&mut pool, &root_ept, &view)?;
+    let mut guard = system::manage_at_launch();
+    guard.ledger.name_root(&header.name);
+    let machine = machine(parameters, &view);
+    let large_executable = {
+        let [_, _, _, features] = cpuid(7, 0);
+        let no_erratum = 1 << 6;
+        features & (1 << 29) != 0 && read_msr(msr::ARCH_CAPABILITIES) & no_erratum != 0
+    };
+    let largest = if controls.ept_1g { LeafSize::Page1G } else { LeafSize::Page2M };
+    let cell_limits =
+        Limits { largest, largest_executable: if large_executable { largest } else { LeafSize::Page4K } };
+    set_far(&mut pool, &root_ept, &memory_types)?;
+    public::set_cpu_count(parameters.cpu_count);
+    public::set_tsc_khz(parameters.tsc_khz);
+    public::set_image_bytes([image.text_size, image.rodata_size, image.data_size]);
+    public::set_cells(1);
+    system::publish_pool(&pool);
+    guard.machinery = Some(Machinery { pool, machine, root_ept, root_ports, memory_types, cell_limits });
+    lifecycle::update_foreign(&guard.cells, None)
+}
+
+fn config(parameters: &LaunchParameters) -> Result<&'static [u8], Failure> {
+    let end = parameters.config.checked_add(parameters.config_size);
+    if end.is_none_or(|end| end > parameters.region_size) {
+        return Err(Failure::gaol(Reason::LaunchParameters, parameters.config));
+    }
+    let at = LINK_BASE.wrapping_add(parameters.config);
+    // SAFETY: inside the region, which is mapped; the module has written it and does not touch it any more.
+    Ok(unsafe { core::slice::from_raw_parts(at as *const u8, parameters.config_size as usize) })
+}
+
+fn pool(parameters: &LaunchParameters) -> Result<FramePool<'static>, Failure> {
+    let frames = parameters.region_size.saturating_sub(parameters.pool) / PAGE;
+    let words = FramePool::bitmap_words(frames as usize);
+    let bitmap_frames = (words as u64 * 8).div_ceil(PAGE);
+    let free = frames.checked_sub(bitmap_frames).ok_or(Failure::out_of_frames())?;
+    let at = LINK_BASE.wrapping_add(parameters.pool);
+    for frame in 0..bitmap_frames {
+        region::fill_frame(region::at(parameters.pool.wrapping_add(frame * PAGE)), 0);
+    }
+    // SAFETY: the first frames behind `pool`, zeroed above, become the bitmap and are never given out: the pool begins
+    // behind them.
+    let bitmap = unsafe { core::slice::from_raw_parts_mut(at as *mut u64, words) };
+    let base = region::at(parameters.pool.wrapping_add(bitmap_frames * PAGE));
+    FramePool::new(bitmap, base, free as usize).ok_or(Failure::out_of_frames())
+}
+
+fn memory_types() -> Result<MemoryTypes, Failure> {
+    let capabilities = read_msr(msr::MTRR_CAP);
+    let count = ((capabilities & 0xff) as usize).min(32);
+    let mut variable = [(0u64, 0u64); 32];
+    for (index, pair) in variable.iter_mut().take(count).enumerate() {
+        let register = msr::MTRR_VARIABLE.wrapping_add(index as u32 * 2);
+        *pair = (read_msr(register), read_msr(register.wrapping_add(1)));
+    }
+    let mut fixed = [0u64; 11];
+    let has_fixed = capabilities & (1 << 8) != 0;
+    if has_fixed {
+        let registers = [msr::MTRR_FIXED_64K, msr::MTRR_FIXED_16K, msr::MTRR_FIXED_16K + 1];
+        let all = registers.into_iter().chain(msr::MTRR_FIXED_4K..msr::MTRR_FIXED_4K + 8);
+        fixed.iter_mut().zip(all).for_each(|(value, register)| *value = read_msr(register));
+    }
+    MemoryTypes::new(&Mtrrs {
+        capabilities,
+        default_type: read_msr(msr::MTRR_DEF_TYPE),
+        fixed,
+        variable: variable.get(..count).unwrap_or(&[]),
+        physical_bits: physical_bits(),
+    })
+    .map_err(|unusable| Failure::hardware(Reason::Mtrr, unusable.address.as_u64()))
+}
+
+fn physical_bits() -> u32 {
+    cpuid(0x8000_0008, 0)[0] & 0xff
+}
+
+fn range(start: u64, size: u64) -> Result<Range<GuestPhysical>, Failure> {
+    Range::new(GuestPhysical::new(start), size).ok_or(Failure::gaol(Reason::LaunchParameters, start))
+}
+
+/// The root's EPT: everything up to the end of what Linux knows of, with the machine's memory types; the APIC's page
+/// read-only; the hypervisor's memory a hole, but for the public pages, which can be read.
+fn root_ept(
+    parameters: &LaunchParameters,
+    pool: &mut FramePool<'static>,
+    memory_types: &MemoryTypes,
+    controls: &Controls,
+) -> Result<PageTable<Ept>, Failure> {
+    let largest = if controls.ept_1g { LeafSize::Page1G } else { LeafSize::Page2M };
+    let tables = &mut PoolTables(pool);
+    let none = |_| Failure::out_of_frames();
+    let mut ept = PageTable::<Ept>::new(tables, 4, Limits::all(largest)).map_err(none)?;
+    let hole = system::zeroed_frame(tables.0)?;
+    region::fill_frame(hole, u64::MAX);
+    ept.set_hole_page(tables, hole).map_err(none)?;
+    let mut at = 0;
+    while at < parameters.physical_end {
+        let (kind, run) = memory_types.uniform_run(HostPhysical::new(at));
+        let length = run.min(parameters.physical_end.saturating_sub(at));
+        if length == 0 {
+            break;
+        }
+        // Nobody uses the table yet, here and below.
+        ept.map(tables, range(at, length)?, HostPhysical::new(at), everything(kind)).map_err(map_failure)?.ignore();
+        at = at.saturating_add(length);
+    }
+    let read_only = |kind| Attributes::new(Access::READ, kind);
+    ept.map(tables, range(APIC_PHYSICAL, PAGE)?, HostPhysical::new(APIC_PHYSICAL), read_only(MemoryType::Uncacheable))
+        .map_err(map_failure)?
+        .ignore();
+    ept.map_hole(tables, range(parameters.region_physical, parameters.region_size)?).map_err(map_failure)?.ignore();
+    let public = region::at(parameters.public);
+    ept.map(tables, range(public.as_u64(), parameters.public_size)?, public, read_only(MemoryType::WriteBack))
+        .map_err(map_failure)?
+        .ignore();
+    Ok(ept)
+}
+
+/// Bitmaps of the root; publishes what its CPUs are confined to. Returns the first of the port bitmaps.
+fn root_bitmaps(
+    pool: &mut FramePool<'static>,
+    ept: &PageTable<Ept>,
+    view: &SystemView<'_>,
+) -> Result<HostPhysical, Failure> {
+    let msrs = system::zeroed_frame(pool)?;
+    let ports = pool.allocate_contiguous(2, 1).map_err(|_| Failure::out_of_frames())?.address();
+    // SAFETY: frames of the pool that are kept for ever, page-aligned, of the bitmaps' size; any content is valid.
+    let (msr_bitmap, port_bitmaps) = unsafe {
+        (
+            &mut *(region::address_of(msrs) as *mut MsrBitmap),
+            &mut *(region::address_of(ports) as *mut PortBitmaps),
+        )
+    };
+    confinement::fill_root_msrs(msr_bitmap);
+    confinement::fill_root_ports(port_bitmaps, view.hypervisor_ports());
+    if let Some(root) = published(lifecycle::ROOT) {
+        root.publish(ept.root(), msrs, ports);
+        root.publish_behaviour(0, true, false);
+    }
+    Ok(ports)
+}
+
+fn set_far(
+    pool: &mut FramePool<'static>,
+    ept: &PageTable<Ept>,
+    memory_types: &MemoryTypes,
+) -> Result<(), Failure> {
+    let none = |_| Failure::out_of_frames();
+    let frames = pool.allocate_contiguous(FAR_FRAMES as usize, 1).map_err(none)?.address();
+    let reserve = FarReserve::new(&LinearTables, frames, FAR_FRAMES);
+    let scratch = Scratch::new::<Ept, _>(&mut PoolTables(pool)).map_err(none)?;
+    system::set_far(Far { table: ept.alias(), reserve, memory_types: memory_types.clone(), scratch });
+    Ok(())
+}
+
+fn machine(parameters: &LaunchParameters, view: &SystemView<'_>) -> Machine {
+    Machine {
+        cpus: CpuSet::first(parameters.cpu_count),
+        physical_limit: 1u64.checked_shl(physical_bits().min(48)).unwrap_or(1 << 48),
+        hypervisor: gaol_config::address::Range::new(
+            gaol_config::address::HostPhysical(parameters.region_physical),
+            parameters.region_size,
+        ),
+        io_apics: [None; gaol_config::ledger::MAX_IO_APICS],
+        hypervisor_ports: view.hypervisor_ports(),
+    }
+}

@@ -1,0 +1,306 @@
+//! Descriptor tables of the hypervisor, one set a CPU, and its exception handlers.
+//!
+//! Selectors and IST numbers are Linux' own (CS 0x10, TR 0x40, IST 2 for NMI, 4 for machine check, 1 for double fault):
+//! during the world switch each mixture of Linux', the emergency and the hypervisor's tables must serve an NMI.
+//!
+//! An NMI in the hypervisor only counts itself and arms the preemption timer, so that the next VM entry comes straight
+//! back and the exit path looks into the mailbox: this closes the race between the last look and the entry.
+
+use core::arch::{asm, naked_asm};
+use core::mem::{offset_of, size_of};
+
+use gaol_abi::handover::TASK_STATE_BYTES;
+
+use crate::cpu::{PRIVATE_BASE, PerCpu, private};
+use crate::processor;
+use crate::virt::vmx::fields::Field;
+
+/// Selector of 64-bit code, the same as in Linux.
+pub const CODE_SELECTOR: u16 = 0x10;
+/// Selector of the task state segment, the same as in Linux.
+pub const TASK_SELECTOR: u16 = 0x40;
+
+const DOUBLE_FAULT_IST: u8 = 1;
+const NMI_IST: u8 = 2;
+const MACHINE_CHECK_IST: u8 = 4;
+
+const VECTORS: usize = 32;
+const GDT_ENTRIES: usize = 10;
+
+/// GDT, TSS and IDT of a CPU.
+#[repr(C, align(16))]
+#[derive(Debug)]
+pub struct DescriptorTables {
+    gdt: [u64; GDT_ENTRIES],
+    idt: [[u64; 2]; VECTORS],
+    task_state: [u8; TASK_STATE_BYTES],
+}
+
+#[repr(C, packed)]
+struct Pointer {
+    limit: u16,
+    base: u64,
+}
+
+/// An interrupt gate to `handler` on the stack `ist` (0: the present one).
+#[must_use]
+pub fn gate(handler: u64, ist: u8) -> [u64; 2] {
+    let present_interrupt_gate = 0x8e00u64;
+    let low = (handler & 0xffff)
+        | (u64::from(CODE_SELECTOR) << 16)
+        | (u64::from(ist) << 32)
+        | (present_interrupt_gate << 32)
+        | ((handler & 0xffff_0000) << 32);
+    [low, handler >> 32]
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u64) {
+    if let Some(target) = bytes.get_mut(at..).and_then(|rest| rest.get_mut(..8)) {
+        target.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+impl DescriptorTables {
+    /// Tables with nothing in them.
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self { gdt: [0; GDT_ENTRIES], idt: [[0; 2]; VECTORS], task_state: [0; TASK_STATE_BYTES] }
+    }
+
+    /// Fills the tables for the place `at` (their own address in the private table).
+    pub fn fill(&mut self, at: u64) {
+        let task = at.wrapping_add(offset_of!(Self, task_state) as u64);
+        let limit = TASK_STATE_BYTES as u64 - 1;
+        self.gdt = [0; GDT_ENTRIES];
+        let [_, _, code, _, _, _, _, _, task_low, task_high] = &mut self.gdt;
+        *code = 0x00af_9b00_0000_ffff;
+        *task_low = limit | ((task & 0xff_ffff) << 16) | (0x89 << 40) | ((task & 0xff00_0000) << 32);
+        *task_high = task >> 32;
+        self.task_state.fill(0);
+        // IST 1 is at 0x24 of the task state segment (SDM, "64-bit TSS Format").
+        for (ist, stack) in [
+            (DOUBLE_FAULT_IST, private::DOUBLE_FAULT_STACK_END),
+            (NMI_IST, private::NMI_STACK_END),
+            (MACHINE_CHECK_IST, private::MACHINE_CHECK_STACK_END),
+        ] {
+            put(&mut self.task_state, 0x1c + usize::from(ist) * 8, stack);
+        }
+        for (vector, entry) in self.idt.iter_mut().enumerate() {
+            *entry = match vector {
+                2 => gate(nmi as *const () as u64, NMI_IST),
+                8 => gate(handler(vector), DOUBLE_FAULT_IST),
+                18 => gate(machine_check as *const () as u64, MACHINE_CHECK_IST),
+                _ => gate(handler(vector), 0),
+            };
+        }
+    }
+
+    /// The gate of `vector`; `None` beyond the exceptions.
+    #[must_use]
+    pub fn gate(&self, vector: usize) -> Option<[u64; 2]> {
+        self.idt.get(vector).copied()
+    }
+
+    /// Base address of the GDT, given the tables' own address.
+    #[must_use]
+    pub fn gdt_base(at: u64) -> u64 {
+        at.wrapping_add(offset_of!(Self, gdt) as u64)
+    }
+
+    /// Base address of the IDT, given the tables' own address.
+    #[must_use]
+    pub fn idt_base(at: u64) -> u64 {
+        at.wrapping_add(offset_of!(Self, idt) as u64)
+    }
+
+    /// Base address of the TSS, given the tables' own address.
+    #[must_use]
+    pub fn task_state_base(at: u64) -> u64 {
+        at.wrapping_add(offset_of!(Self, task_state) as u64)
+    }
+
+    /// Loads the tables at `at`, IDT first: its handlers work with each GDT and TSS that may be loaded now.
+    ///
+    /// # Safety
+    /// `at` is the address of filled tables that stay where they are for as long as this CPU is in the hypervisor; the
+    /// private table is loaded.
+    pub unsafe fn load(&mut self, at: u64) {
+        let idt = Pointer { limit: (size_of::<[[u64; 2]; VECTORS]>() - 1) as u16, base: Self::idt_base(at) };
+        let gdt = Pointer { limit: (size_of::<[u64; GDT_ENTRIES]>() - 1) as u16, base: Self::gdt_base(at) };
+        // LTR demands a TSS that is not busy.
+        if let Some(task) = self.gdt.get_mut(usize::from(TASK_SELECTOR / 8)) {
+            *task &= !(1 << 41);
+        }
+        // SAFETY: the caller's promise; the selectors are those of the GDT that is loaded here.
+        unsafe {
+            asm!(
+                "lidt [{idt}]",
+                "lgdt [{gdt}]",
+                "push {code}",
+                "lea {scratch}, [rip + 2f]",
+                "push {scratch}",
+                "retfq",
+                "2:",
+                "xor {scratch:e}, {scratch:e}",
+                "mov ds, {scratch:x}",
+                "mov es, {scratch:x}",
+                "mov ss, {scratch:x}",
+                "mov fs, {scratch:x}",
+                "mov gs, {scratch:x}",
+                "lldt {scratch:x}",
+                "ltr {task:x}",
+                idt = in(reg) &raw const idt,
+                gdt = in(reg) &raw const gdt,
+                code = in(reg) u64::from(CODE_SELECTOR),
+                task = in(reg) u64::from(TASK_SELECTOR),
+                scratch = out(reg) _,
+            );
+        }
+    }
+}
+
+/// What an exception handler finds on its stack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ExceptionFrame {
+    scratch: [u64; 9],
+    /// Vector.
+    pub vector: u64,
+    /// Error code, 0 where the exception has none.
+    pub error_code: u64,
+    /// Where it happened.
+    pub rip: u64,
+    cs: u64,
+    rflags: u64,
+    /// Stack pointer there.
+    pub rsp: u64,
+    ss: u64,
+}
+
+/// The preemption timer's bit and value are written here only; the exit path clears the bit.
+#[unsafe(naked)]
+extern "C" fn nmi() {
+    naked_asm!(
+        "push rax",
+        "push rdx",
+        "lock inc dword ptr [{private} + {count}]",
+        "cmp byte ptr [{private} + {loaded}], 0",
+        "je 2f",
+        "mov eax, {pin_field}",
+        "mov edx, dword ptr [{private} + {pin}]",
+        "vmwrite rax, rdx",
+        "mov eax, {timer_field}",
+        "xor edx, edx",
+        "vmwrite rax, rdx",
+        "2:",
+        "pop rdx",
+        "pop rax",
+        "iretq",
+        private = const PRIVATE_BASE as i64,
+        count = const offset_of!(PerCpu, nmi_count),
+        loaded = const offset_of!(PerCpu, control_block_loaded),
+        pin = const offset_of!(PerCpu, pin_with_timer),
+        pin_field = const Field::PinBasedControls.0,
+        timer_field = const Field::PreemptionTimer.0,
+    )
+}
+
+/// A machine check in the hypervisor is handed to the guest at the next entry, which has the handlers for it.
+#[unsafe(naked)]
+extern "C" fn machine_check() {
+    naked_asm!(
+        "lock inc dword ptr [{private} + {count}]",
+        "iretq",
+        private = const PRIVATE_BASE as i64,
+        count = const offset_of!(PerCpu, machine_checks),
+    )
+}
+
+#[unsafe(naked)]
+extern "C" fn common() {
+    naked_asm!(
+        "push rax",
+        "push rcx",
+        "push rdx",
+        "push rsi",
+        "push rdi",
+        "push r8",
+        "push r9",
+        "push r10",
+        "push r11",
+        "mov rdi, rsp",
+        "cld",
+        "mov rax, rsp",
+        "and rsp, -16",
+        "push rax",
+        "push rax",
+        "call {handler}",
+        "pop rsp",
+        "pop r11",
+        "pop r10",
+        "pop r9",
+        "pop r8",
+        "pop rdi",
+        "pop rsi",
+        "pop rdx",
+        "pop rcx",
+        "pop rax",
+        "add rsp, 16",
+        "iretq",
+        handler = sym exception,
+    )
+}
+
+/// One entry stub for each vector, 16 bytes apart.
+#[unsafe(naked)]
+extern "C" fn stubs() {
+    naked_asm!(
+        ".set vector, 0",
+        ".rept 32",
+        ".balign 16",
+        ".if vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30",
+        ".else",
+        "push 0",
+        ".endif",
+        "push vector",
+        "jmp {common}",
+        ".set vector, vector + 1",
+        ".endr",
+        common = sym common,
+    )
+}
+
+fn handler(vector: usize) -> u64 {
+    (stubs as *const () as u64).wrapping_add((vector as u64).wrapping_mul(16))
+}
+
+const GENERAL_PROTECTION: u64 = 13;
+
+/// Every exception in the hypervisor but NMI and machine check: either an instruction with a fix-up, or our own fault,
+/// which stops this CPU and says where.
+extern "sysv64" fn exception(frame: &mut ExceptionFrame) {
+    if frame.vector == GENERAL_PROTECTION
+        && let Some(next) = processor::fixup::continuation(frame.rip)
+    {
+        frame.rip = next;
+        return;
+    }
+    crate::cpu::stop_after_exception(frame);
+}
+
+/// Runs `work` with the interrupt descriptor table at `table` (256 gates), then loads this CPU's own again.
+///
+/// # Safety
+/// The gates of NMI, machine check and exceptions in `table` are those of this CPU's own.
+pub unsafe fn with_interrupt_table(table: u64, work: impl FnOnce()) {
+    let other = Pointer { limit: 4095, base: table };
+    let own = Pointer {
+        limit: (size_of::<[[u64; 2]; VECTORS]>() - 1) as u16,
+        base: DescriptorTables::idt_base(crate::cpu::TABLES_AT),
+    };
+    // SAFETY: the caller's promise; both tables are mapped.
+    unsafe { asm!("lidt [{}]", in(reg) &raw const other, options(nostack, readonly)) };
+    work();
+    // SAFETY: as above.
+    unsafe { asm!("lidt [{}]", in(reg) &raw const own, options(nostack, readonly)) };
+}

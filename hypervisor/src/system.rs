@@ -1,0 +1,209 @@
+//! What there is one of in the machine: the management state, behind one lock, and the root cell's EPT.
+//!
+//! Management is done by the root's CPUs in hypercalls, one at a time: who finds the lock taken is refused at once
+//! ([`Reason::InProgress`]) and never waits. The exit path takes no lock.
+
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use gaol_abi::MAX_CELLS;
+use gaol_abi::config::MAX_SIZE;
+use gaol_abi::hypercall::Errno;
+use gaol_abi::outcome::Reason;
+use gaol_config::ledger::{Ledger, Machine};
+use spin::mutex::SpinMutex;
+
+use crate::cell::Cell;
+use crate::error::Failure;
+use crate::memory::address::HostPhysical;
+use crate::memory::memory_types::{MemoryType, MemoryTypes};
+use crate::memory::frames::{Frame, FramePool, OutOfFrames};
+use crate::memory::page_table::{Access, Attributes, Entries, Ept, FarReserve, Limits, MapError, Scratch, PageTable, TableMemory, Tables};
+use crate::region::{self, LinearTables};
+use crate::trace::public;
+
+/// What exists from the launch on.
+#[derive(Debug)]
+pub struct Machinery {
+    /// Free frames.
+    pub pool: FramePool<'static>,
+    /// The machine as the ledger must know it.
+    pub machine: Machine,
+    /// The root cell's EPT.
+    pub root_ept: PageTable<Ept>,
+    /// The root cell's port bitmaps.
+    pub root_ports: HostPhysical,
+    /// Memory types of the machine.
+    pub memory_types: MemoryTypes,
+    /// What cells' EPTs may have as leaves.
+    pub cell_limits: Limits,
+}
+
+/// Everything that management changes. Large, so it is built in place.
+#[derive(Debug)]
+pub struct Management {
+    /// `None` until the launch has prepared it.
+    pub machinery: Option<Machinery>,
+    /// Who owns what.
+    pub ledger: Ledger,
+    /// The cells other than the root, by id.
+    pub cells: [Option<Cell>; MAX_CELLS],
+    /// Copy of the configuration that is being looked at.
+    pub config: [u8; MAX_SIZE as usize],
+    /// What was on the borrowed low page.
+    pub low_page: [u8; 4096],
+}
+
+impl Management {
+    /// The machinery; there is one from the launch on.
+    pub fn machinery(&mut self) -> Result<&mut Machinery, Failure> {
+        self.machinery.as_mut().ok_or(Failure::gaol(Reason::LaunchParameters, 0))
+    }
+}
+
+static MANAGEMENT: SpinMutex<Management> = SpinMutex::new(Management {
+    machinery: None,
+    ledger: Ledger::new(),
+    cells: [const { None }; MAX_CELLS],
+    config: [0; MAX_SIZE as usize],
+    low_page: [0; 4096],
+});
+
+/// The lock's guard.
+pub type Guard = spin::mutex::SpinMutexGuard<'static, Management>;
+
+/// Takes the management lock, or refuses.
+pub fn try_manage() -> Result<Guard, Failure> {
+    MANAGEMENT.try_lock().ok_or(Failure::caller(Errno::Busy, Reason::InProgress, 0))
+}
+
+/// Takes the management lock at launch, when its holders are CPUs that are launched and hold it for a moment each.
+pub fn manage_at_launch() -> Guard {
+    MANAGEMENT.lock()
+}
+
+/// The pool as the page-table engine wants it.
+#[derive(Debug)]
+pub struct PoolTables<'a>(pub &'a mut FramePool<'static>);
+
+impl TableMemory for PoolTables<'_> {
+    #[inline]
+    fn entries(&self, table: HostPhysical) -> &Entries {
+        // The tables are static: they live as long as the region.
+        static TABLES: LinearTables = LinearTables;
+        TABLES.entries(table)
+    }
+}
+
+impl Tables for PoolTables<'_> {
+    #[inline]
+    fn allocate(&mut self) -> Result<HostPhysical, OutOfFrames> {
+        self.0.allocate().map(Frame::address)
+    }
+
+    fn free(&mut self, frame: HostPhysical) {
+        release(self.0, frame);
+    }
+
+    fn retire(&mut self, frame: HostPhysical) {
+        if let Some(frame) = Frame::new(frame) {
+            // A frame that is not in use here is a fault of the engine; keeping it is the harmless side.
+            let _ = self.0.retire(frame);
+        }
+    }
+}
+
+/// Gives a frame back to the pool.
+pub fn release(pool: &mut FramePool<'static>, frame: HostPhysical) {
+    if let Some(frame) = Frame::new(frame) {
+        // As in `retire`.
+        let _ = pool.free(frame);
+    }
+}
+
+/// Takes a zeroed frame.
+pub fn zeroed_frame(pool: &mut FramePool<'static>) -> Result<HostPhysical, Failure> {
+    let frame = pool.allocate().map_err(|_| Failure::out_of_frames())?.address();
+    region::fill_frame(frame, 0);
+    Ok(frame)
+}
+
+/// The failure that an error of the page-table engine is to the caller.
+#[must_use]
+pub fn map_failure(error: MapError) -> Failure {
+    match error {
+        MapError::OutOfFrames => Failure::out_of_frames(),
+        MapError::Misaligned | MapError::OutOfReach | MapError::NoHolePage => {
+            Failure::configuration(Reason::RegionInvalid, 0)
+        }
+    }
+}
+
+/// Publishes the figures of the pool.
+pub fn publish_pool(pool: &FramePool<'static>) {
+    public::set_frames_total(pool.total() as u64);
+    public::set_frames_used(pool.used() as u64);
+}
+
+/// What the root's exit path needs of its EPT, without a lock.
+#[derive(Debug)]
+pub struct Far {
+    /// The root's EPT, for [`PageTable::install_far`] and [`PageTable::redirect_hole`] only.
+    pub table: PageTable<Ept>,
+    /// Frames for far windows.
+    pub reserve: FarReserve,
+    /// Memory types of the machine.
+    pub memory_types: MemoryTypes,
+    /// Where writes to holes go that can't be stepped over.
+    pub scratch: Scratch,
+}
+
+static FAR: spin::Once<Far> = spin::Once::new();
+
+/// Sets what [`far`] returns, once at launch.
+pub fn set_far(far: Far) {
+    FAR.call_once(|| far);
+}
+
+/// See [`Far`].
+#[must_use]
+pub fn far() -> Option<&'static Far> {
+    FAR.get()
+}
+
+/// Attributes of the root's own memory.
+#[must_use]
+pub const fn everything(kind: MemoryType) -> Attributes {
+    Attributes::new(Access::READ.union(Access::WRITE).union(Access::EXECUTE), kind)
+}
+
+/// Most ranges of memory that are not the root's at one time.
+const FOREIGN_RANGES: usize = 64;
+
+/// Host-physical memory that the root's CPUs must not be looked at through: the hypervisor's and the cells'. Read by the
+/// root's exit path without a lock; changed under the management lock.
+static FOREIGN: [[AtomicU64; 2]; FOREIGN_RANGES] = [const { [AtomicU64::new(0), AtomicU64::new(0)] }; FOREIGN_RANGES];
+static FOREIGN_COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// Makes `ranges` (start, size) the memory that is not the root's. `false`: there are too many.
+pub fn set_foreign(ranges: impl Iterator<Item = (u64, u64)>) -> bool {
+    let mut count: usize = 0;
+    for (start, size) in ranges {
+        let Some([slot_start, slot_size]) = FOREIGN.get(count) else { return false };
+        slot_start.store(start, Ordering::Relaxed);
+        slot_size.store(size, Ordering::Relaxed);
+        count = count.wrapping_add(1);
+    }
+    FOREIGN_COUNT.store(count, Ordering::Release);
+    true
+}
+
+/// May the root's memory be read at `address`?
+#[inline]
+#[must_use]
+pub fn is_roots(address: u64) -> bool {
+    let count = FOREIGN_COUNT.load(Ordering::Acquire);
+    FOREIGN
+        .iter()
+        .take(count)
+        .all(|[start, size]| address.wrapping_sub(start.load(Ordering::Relaxed)) >= size.load(Ordering::Relaxed))
+}

@@ -1,0 +1,142 @@
+//! Writing the public pages ([`gaol_abi::public`]).
+//!
+//! Each counter has one writer, the CPU whose page it is in; the root reads at any time.
+
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use gaol_abi::exit::COUNTERS;
+use gaol_abi::outcome::Outcome;
+use gaol_abi::public::{CPU_OFFSET, CpuPublic, CpuState, FaultRecord, SystemPublic};
+
+use crate::launch::parameters;
+
+/// The counters of a CPU, in its public page.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct CpuCounters([AtomicU64; COUNTERS]);
+
+impl CpuCounters {
+    /// Counts. `false`: there is no such counter.
+    #[inline(always)]
+    pub fn count(&self, index: usize) -> bool {
+        let Some(counter) = self.0.get(index) else { return false };
+        // One writer: no atomic read-modify-write is needed.
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        true
+    }
+
+    /// Value of a counter, 0 where there is none.
+    #[must_use]
+    pub fn get(&self, index: usize) -> u64 {
+        self.0.get(index).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// All counters to 0.
+    pub fn clear(&self) {
+        for counter in &self.0 {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+fn page(offset: u64) -> u64 {
+    parameters::public_base().wrapping_add(offset)
+}
+
+fn cpu_page(cpu: u32) -> u64 {
+    page(CPU_OFFSET.wrapping_add(u64::from(cpu) << 12))
+}
+
+/// Counters of CPU `cpu`, which exists.
+#[must_use]
+pub fn counters(cpu: u32) -> &'static CpuCounters {
+    // SAFETY: the counters are at the start of the CPU's public page, which is mapped, zeroed at first, never freed while
+    // the hypervisor runs, and only accessed with atomics.
+    unsafe { &*(cpu_page(cpu.min(parameters::cpu_count())) as *const CpuCounters) }
+}
+
+/// Sets what CPU `cpu` does and for which cell.
+pub fn set_state(cpu: u32, state: CpuState, cell: u32) {
+    let base = cpu_page(cpu);
+    // SAFETY: aligned fields of the CPU's public page; the root only reads.
+    unsafe {
+        ((base + offset_of!(CpuPublic, state) as u64) as *mut u32).write_volatile(state.0);
+        ((base + offset_of!(CpuPublic, cell) as u64) as *mut u32).write_volatile(cell);
+    }
+}
+
+/// What CPU `cpu` does.
+#[must_use]
+pub fn state(cpu: u32) -> CpuState {
+    // SAFETY: as in `set_state`.
+    CpuState(unsafe { ((cpu_page(cpu) + offset_of!(CpuPublic, state) as u64) as *const u32).read_volatile() })
+}
+
+/// Keeps a fault of CPU `cpu`; its count goes up.
+pub fn record_fault(cpu: u32, fault: &FaultRecord) {
+    let at = (cpu_page(cpu) + offset_of!(CpuPublic, fault) as u64) as *mut FaultRecord;
+    // SAFETY: as in `set_state`; one writer.
+    unsafe {
+        let count = (&raw const (*at).count).read_volatile();
+        at.write_volatile(FaultRecord { count: count.wrapping_add(1), ..*fault });
+    }
+}
+
+/// Forgets the faults of CPU `cpu`.
+pub fn clear_fault(cpu: u32) {
+    let at = cpu_page(cpu) + offset_of!(CpuPublic, fault) as u64;
+    // SAFETY: as in `set_state`.
+    unsafe { (at as *mut u32).write_volatile(0) };
+}
+
+macro_rules! system_field {
+    ($name:ident, $field:ident, $kind:ty, $atomic:ty) => {
+        #[doc = concat!("Sets [`SystemPublic::", stringify!($field), "`].")]
+        pub fn $name(value: $kind) {
+            let at = page(offset_of!(SystemPublic, $field) as u64);
+            // SAFETY: an aligned field of the first public page.
+            unsafe { <$atomic>::from_ptr(at as *mut $kind) }.store(value, Ordering::Relaxed);
+        }
+    };
+}
+
+macro_rules! system_value {
+    ($name:ident, $field:ident) => {
+        #[doc = concat!("Reads [`SystemPublic::", stringify!($field), "`].")]
+        #[must_use]
+        #[inline]
+        pub fn $name() -> u64 {
+            let at = page(offset_of!(SystemPublic, $field) as u64);
+            // SAFETY: an aligned field of the first public page.
+            unsafe { (at as *const u64).read_volatile() }
+        }
+    };
+}
+
+system_value!(frames_total, frames_total);
+system_value!(frames_used, frames_used);
+system_value!(cells, cells);
+
+system_field!(set_revision, abi_revision, u32, AtomicU32);
+system_field!(set_cpu_count, cpu_count, u32, AtomicU32);
+system_field!(set_frames_total, frames_total, u64, AtomicU64);
+system_field!(set_frames_used, frames_used, u64, AtomicU64);
+system_field!(set_tsc_khz, tsc_khz, u32, AtomicU32);
+system_field!(set_apic_khz, apic_khz, u32, AtomicU32);
+system_field!(set_cells, cells, u64, AtomicU64);
+system_field!(set_restart_cycles, restart_cycles, u64, AtomicU64);
+
+/// Sets [`SystemPublic::image_bytes`].
+pub fn set_image_bytes(bytes: [u64; 3]) {
+    let at = page(offset_of!(SystemPublic, image_bytes) as u64) as *mut [u64; 3];
+    // SAFETY: as above.
+    unsafe { at.write_volatile(bytes) };
+}
+
+/// Sets [`SystemPublic::last_outcome`].
+pub fn set_outcome(outcome: &Outcome) {
+    let at = page(offset_of!(SystemPublic, last_outcome) as u64) as *mut Outcome;
+    // SAFETY: as above.
+    unsafe { at.write_volatile(*outcome) };
+}

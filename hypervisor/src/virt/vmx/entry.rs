@@ -1,0 +1,200 @@
+//! VM entry and VM exit in assembly.
+//!
+//! An exit saves the ten registers that Rust code may change and RBX, and calls [`super::exit::exit_fast`]; most exits end there
+//! and go straight back. Only when it says so the other five are added to the frame (a function preserves them, so they
+//! still are the guest's) and [`super::exit::exit_slow`] is called.
+
+use core::arch::naked_asm;
+
+use crate::cpu::{PRIVATE_BASE, private};
+
+/// General registers of a guest, on the hypervisor's stack. In [`super::exit::exit_fast`] the last five are not there
+/// yet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs, reason = "the names are the registers'")]
+pub struct Frame {
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rbx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub rbp: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+}
+
+const _: () = assert!(size_of::<Frame>() == 120);
+
+/// What RSP is at a VM exit: with the frame pushed, a call leaves the stack aligned as functions expect it.
+pub const HOST_STACK: u64 = private::STACK_END - 8;
+
+/// The host's RIP: every VM exit comes here.
+#[unsafe(naked)]
+pub extern "sysv64" fn vm_exit() {
+    naked_asm!(
+        "sub rsp, 40",
+        "push r11",
+        "push r10",
+        "push r9",
+        "push r8",
+        "push rdi",
+        "push rsi",
+        "push rbx",
+        "push rdx",
+        "push rcx",
+        "push rax",
+        "mov rdi, {private}",
+        "mov rsi, rsp",
+        "call {fast}",
+        "test eax, eax",
+        "jnz 2f",
+        "pop rax",
+        "pop rcx",
+        "pop rdx",
+        "pop rbx",
+        "pop rsi",
+        "pop rdi",
+        "pop r8",
+        "pop r9",
+        "pop r10",
+        "pop r11",
+        "vmresume",
+        "jmp {failed}",
+        "2:",
+        "mov [rsp + 80], rbp",
+        "mov [rsp + 88], r12",
+        "mov [rsp + 96], r13",
+        "mov [rsp + 104], r14",
+        "mov [rsp + 112], r15",
+        "mov rdi, {private}",
+        "mov rsi, rsp",
+        "call {slow}",
+        "mov rdi, rsp",
+        "mov esi, eax",
+        "jmp {enter}",
+        private = const PRIVATE_BASE as i64,
+        fast = sym super::exit::exit_fast,
+        slow = sym super::exit::exit_slow,
+        enter = sym enter,
+        failed = sym failed,
+    )
+}
+
+/// Enters the guest with the registers of the frame: VMLAUNCH if `launch` is not 0, else VMRESUME.
+///
+/// # Safety
+/// The frame lies on this CPU's stack and below it nothing is needed any more; the VMCS is current and its host state
+/// is set.
+#[unsafe(naked)]
+pub unsafe extern "sysv64" fn enter(frame: *const Frame, launch: u32) -> ! {
+    naked_asm!(
+        "mov rsp, rdi",
+        "test esi, esi",
+        "pop rax",
+        "pop rcx",
+        "pop rdx",
+        "pop rbx",
+        "pop rsi",
+        "pop rdi",
+        "pop r8",
+        "pop r9",
+        "pop r10",
+        "pop r11",
+        "pop rbp",
+        "pop r12",
+        "pop r13",
+        "pop r14",
+        "pop r15",
+        "jnz 2f",
+        "vmresume",
+        "jmp {failed}",
+        "2:",
+        "vmlaunch",
+        "jmp {failed}",
+        failed = sym failed,
+    )
+}
+
+/// VMLAUNCH or VMRESUME came back: the VMCS or the order of instructions is at fault.
+#[unsafe(naked)]
+extern "sysv64" fn failed() {
+    naked_asm!(
+        "mov rsp, {stack}",
+        "and rsp, -16",
+        "mov rdi, {private}",
+        "call {handler}",
+        "ud2",
+        stack = const HOST_STACK as i64,
+        private = const PRIVATE_BASE as i64,
+        handler = sym super::exit::entry_failed,
+    )
+}
+
+/// Jumps to `code` with the stack at `stack` and one argument; nothing of the old stack is used again.
+///
+/// # Safety
+/// `stack` is the end of a mapped stack of this CPU; `code` never returns.
+#[unsafe(naked)]
+pub unsafe extern "sysv64" fn switch_stack(argument: u64, stack: u64, code: extern "sysv64" fn(u64) -> !) -> ! {
+    naked_asm!("mov rsp, rsi", "xor ebp, ebp", "call rdx", "ud2")
+}
+
+impl Frame {
+    /// General register `number`, as instructions number them. RSP is not in the frame: it is read from the VMCS.
+    #[inline]
+    #[must_use]
+    pub fn register(&self, number: u8) -> u64 {
+        match number & 0xf {
+            0 => self.rax,
+            1 => self.rcx,
+            2 => self.rdx,
+            3 => self.rbx,
+            4 => super::instructions::read(super::fields::Field::GuestRsp),
+            5 => self.rbp,
+            6 => self.rsi,
+            7 => self.rdi,
+            8 => self.r8,
+            9 => self.r9,
+            10 => self.r10,
+            11 => self.r11,
+            12 => self.r12,
+            13 => self.r13,
+            14 => self.r14,
+            _ => self.r15,
+        }
+    }
+
+    /// Changes general register `number`.
+    pub fn set_register(&mut self, number: u8, value: u64) {
+        let slot = match number & 0xf {
+            0 => &mut self.rax,
+            1 => &mut self.rcx,
+            2 => &mut self.rdx,
+            3 => &mut self.rbx,
+            4 => {
+                super::instructions::write(super::fields::Field::GuestRsp, value);
+                return;
+            }
+            5 => &mut self.rbp,
+            6 => &mut self.rsi,
+            7 => &mut self.rdi,
+            8 => &mut self.r8,
+            9 => &mut self.r9,
+            10 => &mut self.r10,
+            11 => &mut self.r11,
+            12 => &mut self.r12,
+            13 => &mut self.r13,
+            14 => &mut self.r14,
+            _ => &mut self.r15,
+        };
+        *slot = value;
+    }
+}

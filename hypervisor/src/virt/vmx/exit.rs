@@ -1,0 +1,266 @@
+//! What happens at a VM exit.
+//!
+//! [`exit_fast`] serves the frequent reasons and goes straight back; [`exit_slow`] everything else, and the events that
+//! other CPUs have posted. Both are bounded, allocate nothing, format no text and take no lock.
+
+use gaol_abi::exit::{COUNTER_GUEST_NMIS, COUNTER_KICKS};
+use gaol_abi::handover::LaunchStep;
+use gaol_abi::outcome::Reason;
+use gaol_abi::public::CpuState;
+
+use super::control::{self, Exception, inject};
+use super::entry::Frame;
+use super::fields::{
+    BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI, EXIT_ENTRY_FAILURE, ExitReason, Field,
+    INTERRUPTION_ERROR_CODE, INTERRUPTION_NMI, INTERRUPTION_VALID,
+};
+use super::instructions::{read, write};
+use crate::cpu::{Activity, PerCpu, events};
+use crate::error::Failure;
+use crate::guest::{Verdict, control_register, cpuid, fault, memory, msr, port};
+use crate::processor::{self, halt_for_ever};
+use crate::{hypercall, launch};
+
+/// Result of [`exit_fast`]: back to the guest.
+const RESUME: u32 = 0;
+/// Result of [`exit_fast`]: the exit is still to be served.
+pub const SLOW: u32 = 1;
+/// Result of [`exit_fast`]: served, but there are events.
+const EVENTS: u32 = 2;
+
+/// Moves the guest behind the instruction that exited.
+#[inline(always)]
+pub fn advance() {
+    write(Field::GuestRip, read(Field::GuestRip).wrapping_add(read(Field::ExitInstructionLength)));
+}
+
+/// Ends a fast exit: behind the instruction, and a look into the mailbox.
+#[inline(always)]
+#[must_use]
+pub fn done(cpu: &PerCpu) -> u32 {
+    advance();
+    finish(cpu)
+}
+
+/// Ends a fast exit whose instruction was skipped already.
+#[inline(always)]
+#[must_use]
+pub fn finish(cpu: &PerCpu) -> u32 {
+    if cpu.shared.has_events() { EVENTS } else { RESUME }
+}
+
+/// First look at an exit.
+pub extern "sysv64" fn exit_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
+    let reason = read(Field::ExitReason) as u32;
+    if !cpu.counters.count(reason as usize) {
+        return SLOW;
+    }
+    match ExitReason(reason as u16) {
+        ExitReason::Cpuid => cpuid::fast(cpu, frame),
+        ExitReason::Vmcall => hypercall::fast(cpu, frame),
+        ExitReason::Port => port::fast(cpu, frame),
+        ExitReason::Rdmsr => msr::read_fast(cpu, frame),
+        ExitReason::Wrmsr => msr::write_fast(cpu, frame),
+        ExitReason::EptViolation => memory::fast(cpu, frame),
+        ExitReason::Xsetbv => {
+            match processor::fixup::set_extended_control(frame.rcx as u32, frame.rax as u32, frame.rdx as u32) {
+                Some(()) => done(cpu),
+                None => SLOW,
+            }
+        }
+        _ => SLOW,
+    }
+}
+
+/// Serves what [`exit_fast`] did not. Returns 1 when the next entry must be a VMLAUNCH.
+pub extern "sysv64" fn exit_slow(cpu: &mut PerCpu, frame: &mut Frame, why: u32) -> u32 {
+    if why == SLOW {
+        let verdict = serve(cpu, frame);
+        carry_out(cpu, frame, verdict);
+    }
+    loop {
+        account_nmis(cpu);
+        let events = cpu.shared.take();
+        if events.is_empty() {
+            break;
+        }
+        events::serve(cpu, frame, events);
+    }
+    deliver_nmi(cpu);
+    let launch = u32::from(cpu.needs_launch);
+    cpu.needs_launch = false;
+    launch
+}
+
+fn serve(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
+    let reason = read(Field::ExitReason) as u32;
+    if reason & EXIT_ENTRY_FAILURE != 0 {
+        return entry_failure(cpu, reason);
+    }
+    match ExitReason(reason as u16) {
+        ExitReason::ExceptionOrNmi => exception_or_nmi(cpu),
+        ExitReason::PreemptionTimer => {
+            // The NMI handler armed it; `account_nmis` sees to the NMI.
+            write(Field::PinBasedControls, u64::from(cpu.pin_controls));
+            Verdict::Resume
+        }
+        ExitReason::NmiWindow => {
+            control::set_nmi_window(false);
+            Verdict::Resume
+        }
+        ExitReason::Cpuid => cpuid::slow(cpu, frame),
+        ExitReason::Vmcall => hypercall::slow(cpu, frame),
+        ExitReason::Port => port::slow(cpu, frame),
+        ExitReason::Rdmsr => msr::read_slow(cpu, frame),
+        ExitReason::Wrmsr => msr::write_slow(cpu, frame),
+        ExitReason::EptViolation => memory::slow(cpu, frame),
+        ExitReason::ControlRegister => control_register::serve(cpu, frame),
+        // Linux does WBINVD when it takes a CPU offline; done for real it would empty the caches of a real-time cell.
+        ExitReason::Wbinvd | ExitReason::Invd => Verdict::Advance,
+        // The value was refused by the processor.
+        ExitReason::Xsetbv => Verdict::Inject(Exception::GENERAL_PROTECTION),
+        ExitReason::Getsec
+        | ExitReason::Vmclear
+        | ExitReason::Vmlaunch
+        | ExitReason::Vmptrld
+        | ExitReason::Vmptrst
+        | ExitReason::Vmread
+        | ExitReason::Vmresume
+        | ExitReason::Vmwrite
+        | ExitReason::Vmxoff
+        | ExitReason::Vmxon
+        | ExitReason::Invept
+        | ExitReason::Invvpid
+        | ExitReason::Vmfunc => Verdict::Inject(Exception::INVALID_OPCODE),
+        // INIT and startup IPIs are virtual; a real one is not for the guest to see.
+        ExitReason::Init | ExitReason::StartupIpi => Verdict::Resume,
+        ExitReason::TripleFault if cpu.is_root => reset_machine(),
+        _ => Verdict::Violation { address: 0 },
+    }
+}
+
+fn carry_out(cpu: &mut PerCpu, frame: &mut Frame, verdict: Verdict) {
+    match verdict {
+        Verdict::Advance => {
+            write(
+                Field::GuestInterruptibility,
+                read(Field::GuestInterruptibility) & !(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS),
+            );
+            advance();
+        }
+        Verdict::Resume => {}
+        Verdict::Inject(exception) => inject(exception),
+        Verdict::InjectRecorded { exception, address } => {
+            fault::record(cpu, frame, address);
+            inject(exception);
+        }
+        Verdict::Violation { address } if cpu.is_root => {
+            // The root is never stopped: what can't be done has no effect but this record and #GP.
+            fault::record(cpu, frame, address);
+            inject(Exception::GENERAL_PROTECTION);
+        }
+        Verdict::Violation { address } => {
+            fault::record(cpu, frame, address);
+            events::park(cpu, frame, Activity::Failed);
+        }
+    }
+}
+
+const DEBUG: u64 = 1;
+
+fn exception_or_nmi(cpu: &mut PerCpu) -> Verdict {
+    let information = read(Field::ExitInterruptionInformation) as u32;
+    if information & 0x700 == INTERRUPTION_NMI {
+        processor::unblock_nmis();
+        cpu.nmi_count.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+        return Verdict::Resume;
+    }
+    // #DB or #AC: back to the guest, as if it had not exited (SDM, "Resuming Guest Software after Handling an Exception").
+    if u64::from(information & 0xff) == DEBUG {
+        let causes = read(Field::ExitQualification) & 0x600f;
+        let status = (processor::read_dr6() & !0xf) | causes;
+        // SAFETY: DR6 is the guest's; it has no effect on the hypervisor.
+        unsafe { processor::write_dr6(status) };
+        write(Field::GuestDr7, read(Field::GuestDr7) & !(1 << 13));
+    }
+    if information & INTERRUPTION_ERROR_CODE != 0 {
+        write(Field::EntryExceptionErrorCode, read(Field::ExitInterruptionErrorCode));
+    }
+    write(Field::EntryInstructionLength, read(Field::ExitInstructionLength));
+    // Bit 12 tells of NMI unblocking by IRET and is not for injection.
+    write(Field::EntryInterruptionInformation, u64::from((information & !(1 << 12)) | INTERRUPTION_VALID));
+    Verdict::Resume
+}
+
+/// Tells kicks and the guest's own NMIs apart.
+fn account_nmis(cpu: &mut PerCpu) {
+    let count = cpu.nmi_count.swap(0, core::sync::atomic::Ordering::Relaxed);
+    if count == 0 {
+        return;
+    }
+    let own = if cpu.shared.nmi_was_kick() {
+        cpu.counters.count(COUNTER_KICKS);
+        count.wrapping_sub(1)
+    } else {
+        count
+    };
+    // NMIs of the platform are Linux'; a cell would not know what to do with one.
+    if own != 0 && cpu.is_root {
+        cpu.pending_nmi = true;
+    }
+}
+
+/// Delivers a pending NMI now, or as soon as the guest can take it.
+fn deliver_nmi(cpu: &mut PerCpu) {
+    if cpu.machine_checks.swap(0, core::sync::atomic::Ordering::Relaxed) != 0 {
+        inject(Exception::MACHINE_CHECK);
+    }
+    if !cpu.pending_nmi || cpu.activity != Activity::Running {
+        return;
+    }
+    let blocked = read(Field::GuestInterruptibility) & (BLOCKING_BY_NMI | BLOCKING_BY_MOV_SS | BLOCKING_BY_STI) != 0;
+    let occupied = read(Field::EntryInterruptionInformation) as u32 & INTERRUPTION_VALID != 0;
+    if blocked || occupied {
+        control::set_nmi_window(true);
+        return;
+    }
+    let vector = 2;
+    write(Field::EntryInterruptionInformation, u64::from(INTERRUPTION_VALID | INTERRUPTION_NMI | vector));
+    cpu.pending_nmi = false;
+    cpu.counters.count(COUNTER_GUEST_NMIS);
+}
+
+fn entry_failure(cpu: &mut PerCpu, reason: u32) -> Verdict {
+    if !cpu.committed {
+        let failure = Failure::gaol(Reason::EntryFailed, u64::from(reason));
+        launch::roll_back(cpu, LaunchStep::FirstExit, &failure);
+    }
+    if cpu.is_root {
+        log::error!("CPU {}: Linux reached a state that the processor does not enter ({reason:#x}): it stops", cpu.index);
+        crate::trace::public::set_state(cpu.index, CpuState::Failed, cpu.cell);
+        halt_for_ever();
+    }
+    Verdict::Violation { address: 0 }
+}
+
+/// VMLAUNCH or VMRESUME failed before it looked at the guest: a fault of the hypervisor.
+pub extern "sysv64" fn entry_failed(cpu: &mut PerCpu) -> ! {
+    let error = read(Field::InstructionError);
+    if !cpu.committed {
+        launch::roll_back(cpu, LaunchStep::FirstExit, &Failure::gaol(Reason::EntryFailed, error));
+    }
+    log::error!("CPU {}: VM entry failed with VM-instruction error {error}: this CPU stops", cpu.index);
+    crate::trace::public::set_state(cpu.index, CpuState::Failed, cpu.cell);
+    halt_for_ever()
+}
+
+/// A triple fault of Linux does what it does on bare hardware.
+fn reset_machine() -> ! {
+    let (reset_control, full_reset, keyboard_controller, pulse_reset) = (0xcf9, 0x06, 0x64, 0xfe);
+    // SAFETY: the machine shall reset.
+    unsafe {
+        processor::port_write(reset_control, 1, full_reset);
+        processor::port_write(keyboard_controller, 1, pulse_reset);
+    }
+    halt_for_ever()
+}
