@@ -8,9 +8,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::NAME_LENGTH;
 
-/// [`SystemHeader::signature`].
+/// The signature at the start of a system configuration ([`Preamble::signature`]).
 pub const SYSTEM_SIGNATURE: [u8; 8] = *b"GAOLSYS\0";
-/// [`CellHeader::signature`].
+/// The signature at the start of a cell configuration ([`Preamble::signature`]).
 pub const CELL_SIGNATURE: [u8; 8] = *b"GAOLCEL\0";
 /// Largest size of a configuration file in bytes.
 pub const MAX_SIZE: u64 = 16 << 10;

@@ -13,58 +13,58 @@ pub enum Reason {
     // Launch
     /// The image is not one of Gaol's, damaged or truncated.
     ImageInvalid = 1,
-    /// The image is of another ABI revision [the image's].
+    /// The image is of another ABI revision \[the image's\].
     ImageRevision = 2,
-    /// The image is for another vendor [the image's].
+    /// The image is for another vendor \[the image's\].
     ImageVendor = 3,
-    /// The configuration is not one of Gaol's or truncated [bytes given].
+    /// The configuration is not one of Gaol's or truncated \[bytes given\].
     ConfigurationInvalid = 4,
-    /// The configuration is of another revision [its].
+    /// The configuration is of another revision \[its\].
     ConfigurationRevision = 5,
     /// The configuration's checksum is wrong.
     ConfigurationChecksum = 6,
-    /// The configuration is larger than allowed [bytes].
+    /// The configuration is larger than allowed \[bytes\].
     ConfigurationTooBig = 7,
-    /// A present CPU is offline [the CPU].
+    /// A present CPU is offline \[the CPU\].
     CpuOffline = 8,
     /// The CPU has no VMX.
     NoVmx = 9,
     /// The firmware has VMX disabled and locked.
     VmxLockedOff = 10,
-    /// VMX is in use, by KVM or another hypervisor [the CPU].
+    /// VMX is in use, by KVM or another hypervisor \[the CPU\].
     VmxInUse = 11,
-    /// Linux could not give the hypervisor's memory [bytes].
+    /// Linux could not give the hypervisor's memory \[bytes\].
     HypervisorMemory = 12,
-    /// The reserved memory at that address is used or not reserved [address].
+    /// The reserved memory at that address is used or not reserved \[address\].
     MemoryNotReserved = 13,
     /// The hypervisor is enabled already.
     AlreadyEnabled = 14,
     /// The hypervisor is not enabled.
     NotEnabled = 15,
-    /// The hypervisor's memory is too small [bytes needed].
+    /// The hypervisor's memory is too small \[bytes needed\].
     HypervisorMemoryTooSmall = 16,
-    /// A VMX capability is missing [number of the capability MSR << 32 | missing bits].
+    /// A VMX capability is missing \[number of the capability MSR << 32 | missing bits\].
     VmxCapability = 17,
-    /// Linux has set a bit of CR4 that the hypervisor does not know [the bits].
+    /// Linux has set a bit of CR4 that the hypervisor does not know \[the bits\].
     UnknownCr4 = 18,
-    /// A CPU did not come in time [the CPU].
+    /// A CPU did not come in time \[the CPU\].
     CpuTimedOut = 19,
-    /// A fault was injected [the step].
+    /// A fault was injected \[the step\].
     FaultInjected = 20,
-    /// VM entry failed [VM-instruction error or exit reason].
+    /// VM entry failed \[VM-instruction error or exit reason\].
     EntryFailed = 21,
-    /// The APIC is disabled or in a state that the hypervisor can't take over [APIC_BASE].
+    /// The APIC is disabled or in a state that the hypervisor can't take over \[APIC_BASE\].
     ApicState = 22,
-    /// The MTRRs describe memory in a way that can't be followed [address].
+    /// The MTRRs describe memory in a way that can't be followed \[address\].
     Mtrr = 23,
-    /// Saved state of Linux has a form that the hypervisor can't restore [what].
+    /// Saved state of Linux has a form that the hypervisor can't restore \[what\].
     LinuxState = 24,
-    /// The region or the launch parameters are not as agreed [offset]: a fault of the module.
+    /// The region or the launch parameters are not as agreed \[offset\]: a fault of the module.
     LaunchParameters = 25,
-    /// Gaol supports fewer CPUs [present CPUs].
+    /// Gaol supports fewer CPUs \[present CPUs\].
     TooManyCpus = 26,
     // Cells
-    /// A cell of that name exists [its id].
+    /// A cell of that name exists \[its id\].
     CellExists = 40,
     /// There is no such cell.
     NoSuchCell = 41,
@@ -74,51 +74,51 @@ pub enum Reason {
     TooManyCells = 43,
     /// The configuration names no CPU.
     NoCpu = 44,
-    /// The CPU does not exist [CPU].
+    /// The CPU does not exist \[CPU\].
     CpuUnknown = 45,
     /// CPU 0 stays with Linux.
     CpuZero = 46,
-    /// The CPU belongs to another cell [CPU].
+    /// The CPU belongs to another cell \[CPU\].
     CpuOwned = 47,
-    /// Linux could not take the CPU offline [CPU].
+    /// Linux could not take the CPU offline \[CPU\].
     CpuBusy = 48,
-    /// Linux could not bring the CPU back [CPU].
+    /// Linux could not bring the CPU back \[CPU\].
     CpuNotBack = 49,
-    /// The region's address, size or flags are wrong [index of the region].
+    /// The region's address, size or flags are wrong \[index of the region\].
     RegionInvalid = 50,
-    /// The region overlaps another of the same cell, in guest-physical or host-physical memory [index].
+    /// The region overlaps another of the same cell, in guest-physical or host-physical memory \[index\].
     RegionOverlap = 51,
-    /// The memory belongs to another cell [address].
+    /// The memory belongs to another cell \[address\].
     MemoryOwned = 52,
-    /// The memory belongs to the hypervisor [address].
+    /// The memory belongs to the hypervisor \[address\].
     MemoryIsHypervisors = 53,
-    /// The region covers registers that the hypervisor owns: APIC or IOAPIC [address].
+    /// The region covers registers that the hypervisor owns: APIC or IOAPIC \[address\].
     MemoryIsInterruptController = 54,
-    /// Linux could not give memory for the cell [bytes].
+    /// Linux could not give memory for the cell \[bytes\].
     CellMemory = 55,
-    /// The ports belong to another cell or to the hypervisor [first port].
+    /// The ports belong to another cell or to the hypervisor \[first port\].
     PortsOwned = 56,
-    /// The reset address is not in executable memory of the cell [address].
+    /// The reset address is not in executable memory of the cell \[address\].
     ResetAddress = 57,
-    /// The pool has too few frames [frames needed, or 0].
+    /// The pool has too few frames \[frames needed, or 0\].
     OutOfFrames = 58,
     /// The cell denied the request.
     ShutdownDenied = 59,
-    /// The cell did not answer in time [milliseconds].
+    /// The cell did not answer in time \[milliseconds\].
     ShutdownTimedOut = 60,
-    /// A cell is locked (RUNNING_LOCKED) [its id].
+    /// A cell is locked (RUNNING_LOCKED) \[its id\].
     CellLocked = 61,
     /// The cell runs.
     CellRunning = 62,
-    /// The image does not fit into loadable memory [target address].
+    /// The image does not fit into loadable memory \[target address\].
     LoadOutside = 63,
-    /// A CPU did not stop in time [CPU].
+    /// A CPU did not stop in time \[CPU\].
     CpuDidNotStop = 64,
     /// The memory is not yet scrubbed.
     NotScrubbed = 65,
-    /// Other cells exist [how many].
+    /// Other cells exist \[how many\].
     CellsExist = 66,
-    /// The cell's CPUs could not be taken into x2APIC mode or back [CPU].
+    /// The cell's CPUs could not be taken into x2APIC mode or back \[CPU\].
     ApicMode = 67,
     /// The name is empty or not terminated.
     NameInvalid = 68,
@@ -126,9 +126,9 @@ pub enum Reason {
     InProgress = 69,
     /// Nothing was loaded since the cell stopped.
     NotLoaded = 70,
-    /// The memory is not RAM that Linux gave [address].
+    /// The memory is not RAM that Linux gave \[address\].
     MemoryNotRam = 71,
-    /// The port range is empty, ends beyond port 0xffff or overlaps another of the same cell [first port].
+    /// The port range is empty, ends beyond port 0xffff or overlaps another of the same cell \[first port\].
     PortsInvalid = 72,
 }
 
