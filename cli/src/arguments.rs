@@ -91,6 +91,9 @@ pub struct EnableArguments {
     /// Fault injection: let this step fail on this CPU
     #[arg(long, value_name = "STEP:CPU", hide = true)]
     pub fail_at: Option<Fault>,
+    /// Hand the file to the module as it is, to see it refused there
+    #[arg(long, hide = true, requires = "system")]
+    pub unchecked: bool,
 }
 
 /// A fault to inject: a launch step on a CPU.
@@ -167,6 +170,9 @@ Examples:
     Create {
         /// Cell configuration, TOML or compiled
         file: PathBuf,
+        /// Hand the file to the module as it is, to see it refused there
+        #[arg(long, hide = true)]
+        unchecked: bool,
     },
     /// Stop a cell if it runs, and load files or text into its memory
     #[command(

@@ -16,8 +16,8 @@ pub struct Facts {
     pub cell: Option<CellName>,
     /// Vendor of the CPU.
     pub vendor: Option<Vendor>,
-    /// Size of the hypervisor's memory.
-    pub hypervisor_size: u64,
+    /// Size of the memory that was asked for.
+    pub memory_size: u64,
     /// An address at which that memory could be reserved.
     pub reservation: Option<u64>,
 }
@@ -112,7 +112,7 @@ fn reserve(facts: &Facts) -> String {
     };
     format!(
         "Free some memory, or boot Linux with `{}` (in a GRUB file: \\$) and set `address = {address:#x}` under [hypervisor].",
-        reservation(facts.hypervisor_size, address)
+        reservation(facts.memory_size, address)
     )
 }
 
@@ -182,7 +182,7 @@ fn of_launch(reason: Reason, detail: u64, facts: &Facts) -> Option<Words> {
             format!("the memory at {detail:#x} is not reserved, or used by something else"),
             format!(
                 "Boot Linux with `{}` (in a GRUB file: \\$), or leave `physical` and `address` out of the configuration: Linux then gives the memory.",
-                reservation(facts.hypervisor_size, detail)
+                reservation(facts.memory_size, detail)
             ),
         ),
         Reason::HypervisorMemoryTooSmall => words(
@@ -472,7 +472,7 @@ mod tests {
 
     /// Open enums show the name of a value that they know, and the number of one that they don't.
     fn is_named(reason: Reason) -> bool {
-        !format!("{reason:?}").contains(|letter: char| letter == '(')
+        !format!("{reason:?}").contains('(')
     }
 
     #[test]
@@ -513,7 +513,7 @@ mod tests {
         let facts = Facts {
             cell: Some(CellName::Name("latency".to_owned())),
             vendor: Some(Vendor::Vmx),
-            hypervisor_size: 4 << 20,
+            memory_size: 4 << 20,
             reservation: Some(0x3a00_0000),
         };
         let sentence = |reason, detail| explain(&outcome(reason, detail), &facts).unwrap();

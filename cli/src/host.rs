@@ -60,11 +60,10 @@ impl Host {
     /// What sentences about failures need to know.
     #[must_use]
     pub fn facts(&self, cell: Option<&CellName>) -> Facts {
-        let hypervisor_size = gaol_config::compile::DEFAULT_HYPERVISOR_SIZE;
         Facts {
             cell: cell.cloned(),
             vendor: self.vendor,
-            hypervisor_size,
+            memory_size: gaol_config::compile::DEFAULT_HYPERVISOR_SIZE,
             reservation: None,
         }
     }
@@ -72,11 +71,11 @@ impl Host {
     /// The same for what a system configuration asks for.
     #[must_use]
     pub fn facts_of_system(&self, system: &System) -> Facts {
-        let hypervisor_size = system.view().header().hypervisor_size;
+        let memory_size = system.view().header().hypervisor_size;
         let iomem = fs::read_to_string(&self.iomem).unwrap_or_default();
         Facts {
-            hypervisor_size,
-            reservation: place_for_reservation(&iomem, hypervisor_size),
+            memory_size,
+            reservation: place_for_reservation(&iomem, memory_size),
             ..self.facts(None)
         }
     }
@@ -167,19 +166,27 @@ impl Host {
     }
 }
 
-/// Reads a configuration of either kind and form.
+/// Reads a file that is a configuration, or shall be taken for one.
 ///
 /// # Errors
-/// When it can't be read, or is wrong.
-pub fn read_configuration(path: &Path) -> Result<Configuration> {
-    let bytes = fs::read(path).map_err(|error| {
+/// When it can't be read.
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| {
         Failure::file(
             "read",
             path,
             &error,
             "Give the path of a .toml file, or of a compiled one.",
         )
-    })?;
+    })
+}
+
+/// Reads a configuration of either kind and form.
+///
+/// # Errors
+/// When it can't be read, or is wrong.
+pub fn read_configuration(path: &Path) -> Result<Configuration> {
+    let bytes = read_bytes(path)?;
     Configuration::read(&path.display().to_string(), &bytes)
         .map_err(|problem| Failure::configuration(vec![problem]))
 }

@@ -86,7 +86,8 @@ fn usage(
     }
     let rendered = error.render().to_string();
     if wants_json {
-        let message = rendered.lines().next().unwrap_or_default();
+        let lines = rendered.lines().take_while(|line| !line.is_empty());
+        let message = lines.map(str::trim).collect::<Vec<_>>().join(" ");
         let message = message.trim_start_matches("error: ");
         let failure = Failure::new("usage", message, "See `gaol --help`.");
         let _ = writeln!(output, "{}", failure.json());

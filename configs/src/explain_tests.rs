@@ -466,6 +466,29 @@ fn cpu_lists_are_as_linux_writes_them() {
     assert_eq!(list(&[0, 1, 2, 5, 7, 8]), "0-2,5,7-8");
 }
 
+proptest::proptest! {
+    /// Whatever is typed into a good file, it is compiled or explained.
+    #[test]
+    fn no_text_makes_the_compiler_panic(
+        cuts in proptest::collection::vec((0usize..400, 0usize..12, "[\\PC\n\"=\\[\\]{}#x0-9.-]{0,6}"), 1..4)
+    ) {
+        let mut text: Vec<char> = include_str!("../latency.toml").chars().collect();
+        for (start, length, new) in cuts {
+            let start = start.min(text.len());
+            let end = (start + length).min(text.len());
+            text.splice(start..end, new.chars());
+        }
+        let text: String = text.into_iter().collect();
+        for problem in [
+            Cell::from_toml("cell.toml", &text).err(),
+            System::from_toml("system.toml", &text).err(),
+        ].into_iter().flatten() {
+            proptest::prop_assert!(!render(&problem).is_empty());
+            let _ = problem.line_and_column();
+        }
+    }
+}
+
 /// Every fault that a region can have is one that the ledger refuses, and the other way round.
 #[test]
 fn regions_are_refused_for_a_fault_that_can_be_named() {

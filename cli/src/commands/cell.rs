@@ -8,13 +8,15 @@ use gaol_abi::driver::MAX_LOAD_IMAGES;
 use gaol_config::explain::{cpu_list, explain};
 use gaol_config::ledger::{Ledger, Machine};
 use gaol_config::quantity::Size;
-use gaol_config::{Cell, CellView, Configuration, HostPhysical, Range, Refusal, check, encode};
+use gaol_config::{
+    Cell, CellView, Configuration, CpuSet, HostPhysical, Range, Refusal, check, encode,
+};
 use serde_json::{Value, json};
 
 use crate::arguments::{CellName, Content, Piece, Pieces};
-use crate::device::{Cost, DeviceError, Load, Operation};
+use crate::device::{Cost, Created, DeviceError, Load, Operation};
 use crate::failure::{Failure, Result};
-use crate::host::{Host, read_configuration};
+use crate::host::{Host, read_bytes, read_configuration};
 use crate::output::{Report, grouped};
 use crate::sysfs::CellEntry;
 
@@ -56,25 +58,41 @@ pub fn create(host: &mut Host, path: &Path) -> Result<Report> {
         .device
         .create(cell.bytes())
         .map_err(|error| creation_failure(host, error, &cell, &ledger, &machine))?;
-    let cpus: Vec<u32> = view.cpus().iter().collect();
+    Ok(created_report(created, view.name(), view.cpus()))
+}
+
+/// `gaol cell create --unchecked`: nobody but module and hypervisor looks at the file.
+///
+/// # Errors
+/// Why there is no new cell.
+pub fn create_unchecked(host: &mut Host, path: &Path) -> Result<Report> {
+    let bytes = read_bytes(path)?;
+    let created = host.device.create(&bytes).map_err(|error| {
+        let action = format!("cannot create a cell from {}", path.display());
+        host.failure(&action, error, &host.facts(None))
+    })?;
+    let cell = host.sysfs.find(&CellName::Id(created.id))?;
+    Ok(created_report(created, &cell.name, cell.cpus))
+}
+
+fn created_report(created: Created, name: &str, cpus: CpuSet) -> Report {
     let noun = if cpus.len() == 1 { "CPU" } else { "CPUs" };
-    Ok(Report {
+    Report {
         text: format!(
-            "Cell \"{}\" has number {} and {noun} {}, after {}.\n",
-            view.name(),
+            "Cell \"{name}\" has number {} and {noun} {}, after {}.\n",
             created.id,
-            cpu_list(view.cpus()),
+            cpu_list(cpus),
             cost_text(created.cost)
         ),
         json: json!({
             "ok": true,
             "id": created.id,
-            "name": view.name(),
-            "cpus": cpus,
+            "name": name,
+            "cpus": cpus.iter().collect::<Vec<u32>>(),
             "cycles": created.cost.cycles,
             "scrub_cycles": created.cost.scrub_cycles,
         }),
-    })
+    }
 }
 
 /// What module and sysfs tell of the machine and of the cells that exist. The ports of others are not known here.
@@ -166,7 +184,14 @@ fn creation_failure(
         }
     }
     let action = format!("cannot create cell \"{name}\"");
-    host.failure(&action, error, &host.facts(Some(&CellName::Name(name))))
+    let mut facts = host.facts(Some(&CellName::Name(name)));
+    if let DeviceError::Refused { outcome, .. } = &error {
+        let view = cell.view();
+        let mut regions = view.memory().iter();
+        let at_address = regions.find(|region| region.physical == outcome.detail);
+        facts.memory_size = at_address.map_or(facts.memory_size, |region| region.size);
+    }
+    host.failure(&action, error, &facts)
 }
 
 /// `gaol cell load`.

@@ -37,7 +37,14 @@ pub fn run(command: &Command, host: &mut Host, output: &mut dyn Write) -> Result
 
 fn run_cell(command: &CellCommand, host: &mut Host) -> Result<Report> {
     match command {
-        CellCommand::Create { file } => cell::create(host, file),
+        CellCommand::Create {
+            file,
+            unchecked: false,
+        } => cell::create(host, file),
+        CellCommand::Create {
+            file,
+            unchecked: true,
+        } => cell::create_unchecked(host, file),
         CellCommand::Load { cell, pieces } => cell::load(host, cell, pieces),
         CellCommand::Start { cell } => cell::operate(host, Operation::Start, cell, false),
         CellCommand::Shutdown { cell, force } => {

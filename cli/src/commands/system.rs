@@ -1,6 +1,7 @@
 //! `gaol enable`, `gaol disable`, `gaol console`.
 
 use std::io::Write;
+use std::path::Path;
 
 use gaol_config::quantity::Size;
 use gaol_config::{Configuration, System};
@@ -8,7 +9,7 @@ use serde_json::json;
 
 use crate::arguments::EnableArguments;
 use crate::failure::{Failure, Result, plain};
-use crate::host::{Host, read_configuration};
+use crate::host::{Host, read_bytes, read_configuration};
 use crate::output::{Report, grouped};
 
 /// `gaol enable`.
@@ -16,26 +17,18 @@ use crate::output::{Report, grouped};
 /// # Errors
 /// Why Gaol is not enabled.
 pub fn enable(host: &mut Host, arguments: &EnableArguments) -> Result<Report> {
-    let system = match &arguments.system {
-        None => System::built_in(),
-        Some(path) => match read_configuration(path)? {
-            Configuration::System(system) => system,
-            Configuration::Cell(_) => {
-                return Err(Failure::new(
-                    "configuration_invalid",
-                    format!("{} is the configuration of a cell", path.display()),
-                    "Give a system configuration here, and this one to `gaol cell create`.",
-                ));
-            }
-        },
+    let (bytes, facts) = match &arguments.system {
+        Some(path) if arguments.unchecked => (read_bytes(path)?, host.facts(None)),
+        path => {
+            let system = system_configuration(path.as_deref())?;
+            (system.bytes().to_vec(), host.facts_of_system(&system))
+        }
     };
     let (image_path, image) = host.image(arguments.image.as_deref())?;
     let enabled = host
         .device
-        .enable(&image, system.bytes(), arguments.fail_at)
-        .map_err(|error| {
-            host.failure("cannot enable Gaol", error, &host.facts_of_system(&system))
-        })?;
+        .enable(&image, &bytes, arguments.fail_at)
+        .map_err(|error| host.failure("cannot enable Gaol", error, &facts))?;
     let mut text = format!(
         "Gaol is enabled in {} at {:#x}, after {} cycles.\n",
         Size(enabled.region_size),
@@ -59,6 +52,20 @@ pub fn enable(host: &mut Host, arguments: &EnableArguments) -> Result<Report> {
         json["pool_used"] = used.into();
     }
     Ok(Report { text, json })
+}
+
+fn system_configuration(path: Option<&Path>) -> Result<System> {
+    let Some(path) = path else {
+        return Ok(System::built_in());
+    };
+    match read_configuration(path)? {
+        Configuration::System(system) => Ok(system),
+        Configuration::Cell(_) => Err(Failure::new(
+            "configuration_invalid",
+            format!("{} is the configuration of a cell", path.display()),
+            "Give a system configuration here, and this one to `gaol cell create`.",
+        )),
+    }
 }
 
 /// `gaol disable`.

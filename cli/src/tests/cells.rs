@@ -137,6 +137,19 @@ fn refusals_of_the_hypervisor_are_shown_in_the_file() {
 }
 
 #[test]
+fn memory_that_is_not_reserved_is_told_with_the_parameter() {
+    let machine = Machine::enabled();
+    let text = shipped("hello.toml").replacen("at = 0x0\n", "at = 0x0\nphysical = 0x20000000\n", 1);
+    let file = machine.write("hello.toml", &text);
+    machine.refuse(EBUSY, Reason::MemoryNotReserved, 0x2000_0000);
+    let text = machine.run(&["cell", "create", &file]).failure();
+    assert!(
+        text.contains("Boot Linux with `memmap=1M$0x20000000`"),
+        "{text}"
+    );
+}
+
+#[test]
 fn create_before_enable_is_refused_by_the_module() {
     let machine = Machine::new();
     let file = machine.write("hello.toml", &shipped("hello.toml"));
@@ -326,5 +339,28 @@ fn refused_operations_say_how_to_go_on() {
         say(EBUSY, Reason::InProgress, 0, &["cell", "start", "latency"]),
         "gaol: cannot start cell \"latency\": another operation is under way\n  \
          Wait until the other `gaol` command ends.\n"
+    );
+}
+
+#[test]
+fn unchecked_files_reach_the_module_as_they_are() {
+    let machine = Machine::enabled();
+    let file = machine.write("damaged.bin", "GAOLCEL");
+    machine.refuse(22, Reason::ConfigurationInvalid, 7);
+    assert_eq!(
+        machine
+            .run(&["cell", "create", &file, "--unchecked"])
+            .failure(),
+        "gaol: cannot create a cell from damaged.bin: the configuration (7 bytes) is not Gaol's, or is truncated\n  \
+         Compile the configuration again with `gaol config build`.\n"
+    );
+    assert_eq!(machine.request(), Request::Create(b"GAOLCEL".to_vec()));
+    machine.refuse(22, Reason::ConfigurationInvalid, 7);
+    let json = machine
+        .run(&["enable", &file, "--unchecked", "--json"])
+        .json();
+    assert_eq!(json["error"]["reason"], "configuration_invalid");
+    assert!(
+        matches!(&machine.record.borrow().requests[1], Request::Enable { config, .. } if config == b"GAOLCEL")
     );
 }

@@ -101,12 +101,8 @@ fn enable_needs_an_image() {
     std::fs::remove_file(machine.path("images/gaol-vmx.bin")).unwrap();
     assert_eq!(
         machine.run(&["enable"]).failure(),
-        format!(
-            "gaol: there is no gaol-vmx.bin in nowhere, {}/images\n  \
-             Install it there, set GAOL_IMAGE_DIR, or give it with --image FILE.\n",
-            "."
-        )
-        .replace("./", "")
+        "gaol: there is no gaol-vmx.bin in nowhere, images\n  \
+         Install it there, set GAOL_IMAGE_DIR, or give it with --image FILE.\n"
     );
     machine.vendor = None;
     let json = machine.run(&["enable", "--json"]).json();
@@ -179,8 +175,7 @@ fn the_place_to_reserve_has_the_configured_size() {
     machine.refuse(EBUSY, Reason::MemoryNotReserved, 0x3a00_0000);
     let text = machine.run(&["enable", &file]).failure();
     assert!(
-        text.contains("boot Linux with `memmap=16M$0x3a000000`")
-            || text.contains("Boot Linux with `memmap=16M$0x3a000000`"),
+        text.contains("Boot Linux with `memmap=16M$0x3a000000`"),
         "{text}"
     );
 }
@@ -398,7 +393,10 @@ fn help_has_examples_for_every_command() {
         let text = machine.run(&arguments).text();
         assert!(text.contains("Example"), "{command}: {text}");
         assert!(text.contains("--json"), "{command}: {text}");
-        assert!(!text.contains("fail-at"), "{command}: {text}");
+        assert!(
+            !text.contains("fail-at") && !text.contains("unchecked"),
+            "{command}: {text}"
+        );
         assert!(
             text.contains(&format!("gaol {command}")),
             "{command}: {text}"
