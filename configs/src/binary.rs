@@ -30,6 +30,8 @@ use crate::cpu_set::CpuSet;
 
 /// Unit of the address and the size of the hypervisor's memory.
 pub const HYPERVISOR_ALIGNMENT: u64 = 2 << 20;
+/// Largest size of the hypervisor's memory: it has to fit, with its tables, where Linux has its own image.
+pub const MAX_HYPERVISOR_SIZE: u64 = 512 << 20;
 /// Longest deadline and shutdown timeout, in milliseconds: nobody waits longer than ten minutes.
 pub const MAX_MILLISECONDS: u32 = 600_000;
 /// I/O ports of a 16550.
@@ -127,7 +129,7 @@ impl<'a> SystemView<'a> {
     fn memory_is_sound(&self) -> bool {
         let (start, size) = (self.header.hypervisor_physical, self.header.hypervisor_size);
         let aligned = (start | size) & (HYPERVISOR_ALIGNMENT - 1) == 0;
-        aligned && Range::new(HostPhysical(start), size).is_some()
+        aligned && size <= MAX_HYPERVISOR_SIZE && Range::new(HostPhysical(start), size).is_some()
     }
 
     fn console_is_sound(&self) -> bool {

@@ -206,6 +206,7 @@ fn reserved_and_unknown_bits_are_refused() {
 fn the_hypervisors_memory_must_be_whole_large_pages() {
     system_refusal(|system| system.hypervisor_size = 0);
     system_refusal(|system| system.hypervisor_size = 3 << 20);
+    system_refusal(|system| system.hypervisor_size = 514 << 20);
     system_refusal(|system| system.hypervisor_physical = 1 << 20);
     system_refusal(|system| system.hypervisor_physical = 0u64.wrapping_sub(2 << 20));
 }

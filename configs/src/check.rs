@@ -3,26 +3,20 @@
 //! Invariant: what this accepts, the hypervisor accepts, as far as the machine is known here; nothing is judged here that
 //! the ledger does not judge.
 
-use crate::address::HostPhysical;
 use crate::compile::{Cell, System};
 use crate::cpu_set::CpuSet;
 use crate::explain::explain;
 use crate::ledger::{Ledger, MAX_IO_APICS, Machine, Placement};
 use crate::problem::Problem;
 
-/// Where PCs have their first IOAPIC.
-pub const USUAL_IO_APIC: HostPhysical = HostPhysical(0xfec0_0000);
-
-/// Any machine: all CPUs that Gaol supports, 48 bits of physical address, one IOAPIC at the usual place.
+/// Any machine: all CPUs that Gaol supports, 48 bits of physical address, no IOAPIC at an unusual place.
 #[must_use]
 pub fn any_machine() -> Machine {
-    let mut io_apics = [None; MAX_IO_APICS];
-    io_apics[0] = Some(USUAL_IO_APIC);
     Machine {
         cpus: CpuSet::first(gaol_abi::MAX_CPUS as u32),
         physical_limit: 1 << 48,
         hypervisor: None,
-        io_apics,
+        io_apics: [None; MAX_IO_APICS],
         hypervisor_ports: None,
     }
 }

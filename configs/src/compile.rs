@@ -16,7 +16,8 @@ use gaol_abi::{MAX_CPUS, NAME_LENGTH, PAGE_SIZE};
 use toml::Spanned;
 
 use crate::binary::{
-    CellView, HYPERVISOR_ALIGNMENT, MAX_MILLISECONDS, Refusal, SystemView, UART_PORTS, name_text,
+    CellView, HYPERVISOR_ALIGNMENT, MAX_HYPERVISOR_SIZE, MAX_MILLISECONDS, Refusal, SystemView,
+    UART_PORTS, name_text,
 };
 use crate::cpu_set::CpuSet;
 use crate::encode::{self, Binary};
@@ -361,6 +362,16 @@ fn system_binary(source: &Source, file: &SystemFile) -> Result<Binary, Problem> 
                 "Write \"4 MiB\", or leave the key out.",
             ));
         }
+    }
+    if let Some(size) = &file.hypervisor.memory
+        && header.hypervisor_size > MAX_HYPERVISOR_SIZE
+    {
+        return Err(judge.invalid(
+            size.span(),
+            "too large",
+            "the hypervisor can't use that much memory",
+            format!("Write at most \"{}\".", Size(MAX_HYPERVISOR_SIZE)),
+        ));
     }
     if let Some(address) = &file.hypervisor.address {
         header.hypervisor_physical = address.get_ref().0;

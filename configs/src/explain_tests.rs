@@ -268,6 +268,10 @@ fn the_values_of_a_system() {
                 "memory uneven",
                 system_problems("[hypervisor]\nmemory = \"3 MiB\""),
             ),
+            (
+                "too much memory",
+                system_problems("[hypervisor]\nmemory = \"1 GiB\""),
+            ),
             ("no memory", system_problems("[hypervisor]\nmemory = 0")),
             (
                 "address unaligned",

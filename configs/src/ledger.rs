@@ -32,6 +32,11 @@ pub const MAX_IO_APICS: usize = 8;
 /// Where each CPU finds its APIC, in the host's and in the cells' physical memory.
 pub const APIC_PAGE: u64 = 0xfee0_0000;
 
+/// Where chipsets have their IOAPICs: 1 MiB that nobody but the hypervisor gets, wherever in it the registers are.
+pub const IO_APIC_WINDOW: u64 = 0xfec0_0000;
+/// Bytes of [`IO_APIC_WINDOW`].
+const IO_APIC_WINDOW_SIZE: u64 = 1 << 20;
+
 /// The first of the ports through which every cell reaches the PCI configuration space; the hypervisor moderates them.
 pub const PCI_CONFIGURATION_PORTS: PortRange = PortRange {
     first: 0xcf8,
@@ -56,7 +61,7 @@ pub struct Machine {
     pub physical_limit: u64,
     /// The hypervisor's memory; `None` as long as its place is not known.
     pub hypervisor: Option<Range<HostPhysical>>,
-    /// The IOAPICs' registers.
+    /// Registers of IOAPICs outside [`IO_APIC_WINDOW`].
     pub io_apics: [Option<HostPhysical>; MAX_IO_APICS],
     /// Ports that the hypervisor uses itself.
     pub hypervisor_ports: Option<PortRange>,
@@ -410,9 +415,16 @@ fn check_hypervisors_memory(machine: &Machine, range: Range<HostPhysical>) -> Re
     {
         return Err(Refusal::new(Reason::MemoryIsHypervisors, address.0));
     }
-    let apic = [Some(HostPhysical(APIC_PAGE))];
-    for page in apic.iter().chain(&machine.io_apics).flatten() {
-        let registers = Range::new(HostPhysical(page.0 & !(PAGE_SIZE - 1)), PAGE_SIZE);
+    let fixed = [
+        Range::new(HostPhysical(APIC_PAGE), PAGE_SIZE),
+        Range::new(HostPhysical(IO_APIC_WINDOW), IO_APIC_WINDOW_SIZE),
+    ];
+    let page = |page: HostPhysical| Range::new(HostPhysical(page.0 & !(PAGE_SIZE - 1)), PAGE_SIZE);
+    let others = machine
+        .io_apics
+        .into_iter()
+        .map(|io_apic| io_apic.and_then(page));
+    for registers in fixed.into_iter().chain(others) {
         if let Some(address) = registers.and_then(|registers| range.first_common(registers)) {
             return Err(Refusal::new(Reason::MemoryIsInterruptController, address.0));
         }
