@@ -9,6 +9,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/capability.h>
+#include <linux/cpuhotplug.h>
 #include <linux/crc32.h>
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
@@ -17,7 +18,6 @@
 #include <linux/slab.h>
 #include <linux/suspend.h>
 #include <linux/uaccess.h>
-#include <linux/cpuhotplug.h>
 
 #include "gaol.h"
 
@@ -104,6 +104,7 @@ static void *copy_config(u64 user, u64 size, struct gaol_outcome *outcome)
 
 static int enable(struct gaol_enable_request *request)
 {
+	unsigned int sleep_flags;
 	void *image, *config;
 	int error;
 
@@ -119,9 +120,12 @@ static int enable(struct gaol_enable_request *request)
 		kvfree(image);
 		return PTR_ERR(config);
 	}
+	/* The machine does not fall asleep between our last look and the end. */
+	sleep_flags = lock_system_sleep();
 	mutex_lock(&gaol.lock);
 	error = gaol_enable(request, image, config);
 	mutex_unlock(&gaol.lock);
+	unlock_system_sleep(sleep_flags);
 	kvfree(config);
 	kvfree(image);
 	return error;
@@ -280,10 +284,15 @@ static struct miscdevice device = {
 	.fops = &file_operations,
 };
 
-/* Asked on a CPU of Linux before it starts another one. */
+/*
+ * Asked on a CPU of Linux before it starts another one: neither a cell's CPU nor
+ * one that the hypervisor does not know, for that would never arrive.
+ */
 static int cpu_may_start(unsigned int cpu)
 {
-	return cpumask_test_cpu(cpu, &gaol.owned) ? -EBUSY : 0;
+	if (cpumask_test_cpu(cpu, &gaol.owned))
+		return -EBUSY;
+	return READ_ONCE(gaol.enabled) && cpu >= gaol.cpu_count ? -EBUSY : 0;
 }
 
 static int before_sleep(struct notifier_block *block, unsigned long event,
@@ -306,7 +315,7 @@ static int before_reboot(struct notifier_block *block, unsigned long event,
 			 void *data)
 {
 	mutex_lock(&gaol.lock);
-	if (gaol.enabled && gaol_give_back())
+	if (gaol.enabled && !gaol.broken && gaol_give_back())
 		pr_err("the machine goes down with the hypervisor enabled\n");
 	mutex_unlock(&gaol.lock);
 	return NOTIFY_DONE;

@@ -40,11 +40,11 @@ static struct kobject *cells_directory;
 
 /* The public pages */
 
-/* Takes gaol.presence; false, and not taken, while disabled. */
+/* Takes gaol.presence; false, and not taken, while there is nobody to ask. */
 static bool enter(void)
 {
 	down_read(&gaol.presence);
-	if (gaol.enabled)
+	if (gaol.enabled && !gaol.broken)
 		return true;
 	up_read(&gaol.presence);
 	return false;
@@ -323,7 +323,9 @@ static struct kobj_attribute cpus_assigned_list_attribute =
 static struct kobj_attribute cpus_failed_attribute = __ATTR_RO(cpus_failed);
 static struct kobj_attribute cpus_failed_list_attribute =
 	__ATTR_RO(cpus_failed_list);
-static struct kobj_attribute memory_attribute = __ATTR_RO(memory);
+/* Physical addresses are root's. */
+static struct kobj_attribute memory_attribute =
+	__ATTR(memory, 0400, memory_show, NULL);
 
 static struct attribute *cell_attrs[] = {
 	&name_attribute.attr,
@@ -470,7 +472,7 @@ static DEVICE_ATTR_RO(mem_pool_size);
 static DEVICE_ATTR_RO(mem_pool_used);
 static DEVICE_ATTR_RO(remap_pool_size);
 static DEVICE_ATTR_RO(remap_pool_used);
-/* Addresses and what the hypervisor says are root's. */
+/* So is what the hypervisor says. */
 static DEVICE_ATTR(region, 0400, region_show, NULL);
 static DEVICE_ATTR(console, 0400, console_show, NULL);
 

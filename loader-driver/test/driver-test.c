@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Drives /dev/gaol without a hypervisor: driver-test ROUNDS IMAGE
+ * Drives /dev/gaol without a hypervisor: driver-test ROUNDS IMAGE [PHYSICAL]
  *
- * The world switch ROUNDS times with the image that turns back; then whatever
+ * With PHYSICAL the memory is what memmap= has reserved there. The world switch ROUNDS times with the image that turns back; then whatever
  * the module must refuse. Ends with "driver-test: passed", or says what failed.
  */
 #define _GNU_SOURCE
@@ -27,6 +27,7 @@ static int device;
 static unsigned char image[1 << 20];
 static size_t image_size;
 static struct gaol_system_header config;
+static unsigned long reserved;
 
 static void fail(const char *format, ...)
 {
@@ -79,6 +80,7 @@ static void fill_config(void)
 	config.preamble.total_size = sizeof(config);
 	memcpy(config.name, "root", 5);
 	config.hypervisor_size = REGION_SIZE;
+	config.hypervisor_physical = reserved;
 	seal_config();
 }
 
@@ -237,8 +239,16 @@ static void refuse_configs(void)
 	seal_config();
 	expect_refusal("memory of Linux", GAOL_REASON_MEMORY_NOT_RESERVED, EBUSY);
 	fill_config();
-	config.hypervisor_size = 1UL << 29;
-	config.hypervisor_size *= 2;
+	config.hypervisor_physical = -(2UL << 20);
+	seal_config();
+	expect_refusal("wrapping memory", GAOL_REASON_MEMORY_NOT_RESERVED, EBUSY);
+	fill_config();
+	config.hypervisor_physical += 4096;
+	seal_config();
+	expect_refusal("unaligned memory", GAOL_REASON_CONFIGURATION_INVALID, EINVAL);
+	fill_config();
+	config.hypervisor_size = 1UL << 30;
+	config.hypervisor_physical = 0;
 	seal_config();
 	expect_refusal("all memory", GAOL_REASON_HYPERVISOR_MEMORY, ENOMEM);
 	fill_config();
@@ -343,8 +353,10 @@ int main(int count, char **arguments)
 	FILE *file;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	CHECK(count == 3 && atoi(arguments[1]) >= 10,
-	      "usage: driver-test ROUNDS IMAGE, 10 rounds or more");
+	CHECK(count >= 3 && atoi(arguments[1]) >= 10,
+	      "usage: driver-test ROUNDS IMAGE [PHYSICAL], 10 rounds or more");
+	if (count > 3)
+		reserved = strtoul(arguments[3], NULL, 0);
 	file = fopen(arguments[2], "rb");
 	CHECK(file, "%s: %m", arguments[2]);
 	image_size = fread(image, 1, sizeof(image), file);

@@ -89,7 +89,11 @@ entry:
 	movl	$APIC_LEAF, %ecx
 	movq	%rcx, (511 * 8)(%rax)
 
-	/* A CPU's storm takes the longer the higher its number, so they leave one by one. */
+	/*
+	 * The storm begins at once and lasts until all are here; then it takes the
+	 * longer the higher the CPU's number, so that they leave one by one.
+	 */
+	lock incl (memory_end + LAUNCH(ARRIVED))(%rip)
 	movl	PAGE(CPU)(%r12), %r13d
 	incl	%r13d
 	imull	$NMIS, %r13d
@@ -102,10 +106,12 @@ entry:
 5:	pause
 	decl	%ecx
 	jnz	5b
+	movl	(memory_end + LAUNCH(ARRIVED))(%rip), %eax
+	cmpl	(memory_end + LAUNCH(CPU_COUNT))(%rip), %eax
+	jb	4b
 	decl	%r13d
 	jnz	4b
 
-	lock incl (memory_end + LAUNCH(ARRIVED))(%rip)
 	movl	PAGE(NMI_COUNT)(%r12), %eax
 	addl	own_nmis(%rip), %eax
 	movq	$start, %rbx
