@@ -1,6 +1,10 @@
 //! Bad input and bad moments: a clear error each, nothing changed, nothing lost.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use gaol_abi::config::{
+    MEMORY_COMMUNICATION, MEMORY_EXECUTE, MEMORY_LOADABLE, MEMORY_READ, MEMORY_WRITE, MemoryRegion,
+};
+use gaol_config::{CpuSet, encode};
 
 use super::{CPUS, Context, SYSTEM, load_modules};
 use crate::gaol::Gaol;
@@ -9,11 +13,14 @@ use crate::runner::{Check, Group};
 pub(super) const GROUP: Group = Group {
     name: "refusals",
     machine: |spec| {
-        Ok(spec
-            .content("root/zero.toml", cell("zero", "[0]", 0x10_0000))
-            .content("root/many.toml", cell("many", "[9]", 0x10_0000))
-            .content("root/huge.toml", cell("huge", "[2]", 0x4000_0000))
-            .content("root/same-cpu.toml", cell("same-cpu", "[2]", 0x10_0000)))
+        let mut spec = spec;
+        for (name, cpu, size) in CELLS {
+            // The same as text for the command, and as the module gets it from somebody who checks nothing.
+            spec = spec
+                .content(&format!("root/{name}.toml"), text(name, *cpu, *size))
+                .content(&format!("root/{name}.cell"), binary(name, *cpu, *size, 0)?);
+        }
+        Ok(spec)
     },
     prepare: load_modules,
     checks: &[
@@ -28,6 +35,10 @@ pub(super) const GROUP: Group = Group {
         Check {
             name: "system-configuration-with-a-wrong-checksum",
             run: |context| damaged_system(context, "patch 40 1", "checksum"),
+        },
+        Check {
+            name: "a-cell-written-by-hand-works-when-it-is-right",
+            run: right,
         },
         Check {
             name: "cell-configuration-damaged",
@@ -96,13 +107,56 @@ pub(super) const GROUP: Group = Group {
     ],
 };
 
-fn cell(name: &str, cpus: &str, size: u64) -> String {
+/// Cells that are wrong, but for the first: name, CPU, bytes of memory.
+const CELLS: &[(&str, u32, u64)] = &[
+    ("right", 1, 0x10_0000),
+    ("zero", 0, 0x10_0000),
+    ("many", 9, 0x10_0000),
+    ("huge", 2, 0x4000_0000),
+    ("same-cpu", 2, 0x10_0000),
+];
+/// Where these cells have their communication region.
+const COMMUNICATION: u64 = 0x8000_0000;
+
+/// A cell as people write it.
+fn text(name: &str, cpu: u32, size: u64) -> String {
     format!(
-        "name = \"{name}\"\ncpus = {cpus}\n[[memory]]\nname = \"ram\"\nat = 0x0\nsize = \"{} KiB\"\naccess = \"rwx\"\nloadable = true\n\
-         [[memory]]\nname = \"communication\"\nkind = \"communication\"\nat = 0x{:x}\n",
-        size >> 10,
-        0x8000_0000_u64
+        "name = \"{name}\"\ncpus = [{cpu}]\n[[memory]]\nname = \"ram\"\nat = 0x0\nsize = \"{} KiB\"\n\
+         access = \"rwx\"\nloadable = true\n[[memory]]\nname = \"communication\"\nkind = \"communication\"\n\
+         at = {COMMUNICATION:#x}\n",
+        size >> 10
     )
+}
+
+/// A cell as the module takes it; `physical` 0 lets Linux give the memory.
+fn binary(name: &str, cpu: u32, size: u64, physical: u64) -> Result<Vec<u8>> {
+    let name_of = |text: &str| encode::name(text).context("a name that is too long");
+    let region = |name: &str, physical, guest, size, flags| -> Result<MemoryRegion> {
+        Ok(MemoryRegion {
+            name: name_of(name)?,
+            physical,
+            guest,
+            size,
+            flags,
+        })
+    };
+    let mut cpus = CpuSet::EMPTY;
+    cpus.insert(cpu);
+    let ram = MEMORY_READ | MEMORY_WRITE | MEMORY_EXECUTE | MEMORY_LOADABLE;
+    let communication = MEMORY_READ | MEMORY_WRITE | MEMORY_COMMUNICATION;
+    let cell = encode::Cell {
+        flags: 0,
+        name: name_of(name)?,
+        cpus,
+        reset_address: 0,
+        shutdown_milliseconds: 0,
+        memory: vec![
+            region("ram", physical, 0, size, ram)?,
+            region("communication", 0, COMMUNICATION, 4096, communication)?,
+        ],
+        ports: vec![],
+    };
+    Ok(cell.encode().bytes().to_vec())
 }
 
 /// Applies `head -c N` or `patch OFFSET VALUE` (32 bits) to a file.
@@ -138,10 +192,25 @@ fn damaged_system(context: &mut Context, how: &str, reason: &str) -> Result<()> 
         .machine
         .check(&format!("gaol config build {SYSTEM} -o /tmp/system.bin"))?;
     damage(context, how, "/tmp/system.bin", "/tmp/damaged.bin")?;
-    context.machine.refused("enable /tmp/damaged.bin", reason)?;
+    // The command refuses it itself; without its checks the module does.
+    for options in ["", " --unchecked"] {
+        context
+            .machine
+            .refused(&format!("enable /tmp/damaged.bin{options}"), reason)?;
+    }
     ensure!(context.sysfs_number("enabled")? == 0, "it was enabled");
     // The same file undamaged does.
     context.machine.gaol("enable /tmp/system.bin")?;
+    context.disable()
+}
+
+/// Without this, the refusals below might have another cause.
+fn right(context: &mut Context) -> Result<()> {
+    context.enable()?;
+    for file in ["right.toml", "right.cell --unchecked"] {
+        context.machine.gaol(&format!("cell create {file}"))?;
+        context.machine.gaol("cell destroy right")?;
+    }
     context.disable()
 }
 
@@ -158,9 +227,11 @@ fn damaged_cell(context: &mut Context) -> Result<()> {
         ("patch 40 1", "checksum"),
     ] {
         damage(context, how, "/tmp/hello.bin", "/tmp/damaged.bin")?;
-        context
-            .machine
-            .refused("cell create /tmp/damaged.bin", reason)?;
+        for options in ["", " --unchecked"] {
+            context
+                .machine
+                .refused(&format!("cell create /tmp/damaged.bin{options}"), reason)?;
+        }
     }
     ensure!(
         context.sysfs_number("mem_pool_used")? == used,
@@ -179,7 +250,12 @@ fn cell_over_hypervisor(context: &mut Context) -> Result<()> {
     ))?;
     context
         .machine
-        .refused("cell create /tmp/over.toml", "memory")?;
+        .refused("cell create /tmp/over.toml", "hypervisor")?;
+    let bytes = binary("over", 2, 0x10_0000, physical)?;
+    context.machine.write_file("/tmp/over.cell", &bytes)?;
+    context
+        .machine
+        .refused("cell create /tmp/over.cell --unchecked", "hypervisor")?;
     context.machine.linux_is_well(CPUS)?;
     context.disable()
 }
@@ -187,9 +263,11 @@ fn cell_over_hypervisor(context: &mut Context) -> Result<()> {
 fn refused_cell(context: &mut Context, name: &str, reason: &str) -> Result<()> {
     context.enable()?;
     let used = context.sysfs_number("mem_pool_used")?;
-    context
-        .machine
-        .refused(&format!("cell create {name}.toml"), reason)?;
+    for file in [format!("{name}.toml"), format!("{name}.cell --unchecked")] {
+        context
+            .machine
+            .refused(&format!("cell create {file}"), reason)?;
+    }
     ensure!(
         context.sysfs_number("mem_pool_used")? == used,
         "frames were lost"
@@ -201,9 +279,11 @@ fn refused_cell(context: &mut Context, name: &str, reason: &str) -> Result<()> {
 fn cpu_of_another(context: &mut Context) -> Result<()> {
     context.enable()?;
     context.machine.gaol("cell create hello.toml")?;
-    context
-        .machine
-        .refused("cell create same-cpu.toml", "CPU 2")?;
+    for file in ["same-cpu.toml", "same-cpu.cell --unchecked"] {
+        context
+            .machine
+            .refused(&format!("cell create {file}"), "CPU 2")?;
+    }
     context.machine.linux_is_well(CPUS - 1)?;
     context.machine.gaol("cell destroy hello")?;
     context.disable()

@@ -89,9 +89,33 @@ pub fn compare(
         .collect()
 }
 
+/// What a cell says of its own operations, "bench NAME mean M min N max X": the average without the one cycle that the
+/// instruction itself takes.
+pub fn of_cell(console: &str) -> BTreeMap<String, f64> {
+    console
+        .lines()
+        .filter_map(|line| {
+            let (_, rest) = line.split_once("bench ")?;
+            let (name, rest) = rest.split_once(" mean ")?;
+            let mean: f64 = rest.split_whitespace().next()?.parse().ok()?;
+            Some((format!("cell_{}", name.replace('-', "_")), mean - 1.0))
+        })
+        .filter(|(name, _)| name != "cell_nothing")
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cells_lines_are_read() {
+        let text = "x\nbench nothing mean 1.00 min 1.00 max 1.00\n[cell] bench x2apic-icr mean 181.50 min 180.00 max 182.00\n";
+        assert_eq!(
+            of_cell(text),
+            BTreeMap::from([("cell_x2apic_icr".to_owned(), 180.5)])
+        );
+    }
 
     #[test]
     fn readings_are_compared() {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use gaol_abi::image::ImageHeader;
 use gaol_tests::artefacts;
 use gaol_tests::gaol::{self, Gaol};
@@ -39,6 +39,8 @@ pub struct Arguments {
 /// How often the life cycle is measured.
 const LIFE_CYCLES: usize = 5;
 const CPUS: u32 = 4;
+/// How often a cell that measures is looked after.
+const CELL_WAITS: u32 = 100;
 /// The cell whose life is measured.
 const CELL: &str = "hello";
 
@@ -50,6 +52,8 @@ struct Report {
     cpus: u32,
     /// Operations in the root cell.
     operations: BTreeMap<String, Comparison>,
+    /// What the hypervisor adds to operations inside a cell, in cycles.
+    cell_operations: BTreeMap<String, f64>,
     /// Cycles of the hypervisor's part of each step: smallest, median, largest.
     life_cycle: BTreeMap<String, [u64; 3]>,
     /// Sizes in bytes.
@@ -113,6 +117,7 @@ fn measure(progress: &Progress, machine: &mut Machine) -> Result<Report> {
     let hypervisor = progress.stage("counting under Gaol", || count(machine))?;
     let mut sizes = image_sizes()?;
     let memory = memory_used(machine, &mut sizes)?;
+    let cell_operations = progress.stage("counting inside a cell", || count_in_cell(machine))?;
     machine.gaol("disable")?;
     let life_cycle = progress.stage("measuring the life of a cell", || life_cycle(machine))?;
     machine.linux_is_well(CPUS)?;
@@ -123,6 +128,7 @@ fn measure(progress: &Progress, machine: &mut Machine) -> Result<Report> {
         .filter(|(name, _)| *name != "ipi_round_trip")
         .map(|(name, comparison)| (name.clone(), comparison.cost))
         .collect();
+    figures.extend(cell_operations.clone());
     for (name, [_, median, _]) in &life_cycle {
         figures.insert(name.clone(), *median as f64);
     }
@@ -134,6 +140,7 @@ fn measure(progress: &Progress, machine: &mut Machine) -> Result<Report> {
         kernel: machine.release().to_owned(),
         cpus: CPUS,
         operations,
+        cell_operations,
         life_cycle,
         sizes,
         figures,
@@ -143,6 +150,24 @@ fn measure(progress: &Progress, machine: &mut Machine) -> Result<Report> {
 /// Measures every operation on CPU 0.
 fn count(machine: &mut Machine) -> Result<BTreeMap<String, counts::Reading>> {
     counts::parse(&machine.check("taskset 1 cat /proc/gaol-bench")?)
+}
+
+/// Lets a cell measure; the last of its operations may be one that it is stopped for.
+fn count_in_cell(machine: &mut Machine) -> Result<BTreeMap<String, f64>> {
+    const COUNTER: &str = "violator";
+    machine.gaol(&format!("cell create {COUNTER}.toml"))?;
+    machine.gaol(&format!("cell load {COUNTER} {COUNTER}.bin -s do=bench"))?;
+    machine.gaol(&format!("cell start {COUNTER}"))?;
+    for _ in 0..CELL_WAITS {
+        machine.check("sleep 0.5")?;
+        let console = machine.check("gaol console")?;
+        let list = machine.check("gaol cell list")?;
+        if console.contains("violator: survived") || list.contains("failed") {
+            machine.gaol(&format!("cell destroy {COUNTER} --force"))?;
+            return Ok(counts::of_cell(&console));
+        }
+    }
+    bail!("the cell has not measured all; see `gaol console`")
 }
 
 /// Measures the steps of a cell's life, several times.
@@ -246,6 +271,14 @@ fn present(report: &Report, baseline: &BTreeMap<String, f64>) {
         "\nCycles (instructions) on Bochs, {} CPUs, Linux {}:\n",
         report.cpus, report.kernel
     );
+    println!("{table}");
+
+    let mut table = Table::new(&["in a cell", "cost", "limit", "baseline", "Jailhouse"]);
+    for (name, cost) in &report.cell_operations {
+        let mut row = vec![name.clone(), format!("{cost:.1}")];
+        row.extend(references(name, baseline));
+        table.row(row);
+    }
     println!("{table}");
 
     let mut table = Table::new(&[
