@@ -91,7 +91,7 @@ pub struct EnableArguments {
     /// Fault injection: let this step fail on this CPU
     #[arg(long, value_name = "STEP:CPU", hide = true)]
     pub fail_at: Option<Fault>,
-    /// Hand the file to the module as it is, to see it refused there
+    /// Leave the checks to module and hypervisor, to see them refuse the file
     #[arg(long, hide = true, requires = "system")]
     pub unchecked: bool,
 }
@@ -170,7 +170,7 @@ Examples:
     Create {
         /// Cell configuration, TOML or compiled
         file: PathBuf,
-        /// Hand the file to the module as it is, to see it refused there
+        /// Leave the checks to module and hypervisor, to see them refuse the file
         #[arg(long, hide = true)]
         unchecked: bool,
     },

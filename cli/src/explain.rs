@@ -271,7 +271,7 @@ fn of_processor(reason: Reason, outcome: &Outcome, facts: &Facts) -> Option<Word
             "Use a CPU with EPT, VPID and unrestricted guests; in a virtual machine, let the host offer them.",
         ),
         Reason::CpuOffline => words(
-            format!("CPU {detail} is offline, and Gaol needs all CPUs"),
+            format!("CPU {detail} is offline, and has to be online"),
             format!("Bring it online: echo 1 > /sys/devices/system/cpu/cpu{detail}/online"),
         ),
         Reason::UnknownCr4 => words(
@@ -416,15 +416,15 @@ fn of_cell(reason: Reason, detail: u64, facts: &Facts) -> Option<Words> {
             "Free some memory, or reserve it at boot with `memmap=` and set `physical`.",
         ),
         Reason::ShutdownDenied => words(
-            format!("{cell} does not want to end now"),
+            format!("{cell} denied the request to end"),
             format!("Ask it later, or do not ask: gaol cell shutdown {argument} --force"),
         ),
         Reason::ShutdownTimedOut => words(
-            format!("{cell} did not answer within {detail} ms"),
+            format!("{cell} did not answer in time ({detail} ms)"),
             format!("Do not ask it: gaol cell shutdown {argument} --force"),
         ),
         Reason::CellLocked => words(
-            format!("cell {detail} wants the set of cells to stay as it is"),
+            format!("cell {detail} is locked: it wants the set of cells to stay as it is"),
             format!("Let it finish, or stop it: gaol cell shutdown {detail} --force"),
         ),
         Reason::CellRunning => words(
@@ -531,7 +531,7 @@ mod tests {
             "{missing}"
         );
         let (denied, remedy) = sentence(Reason::ShutdownDenied, 0);
-        assert_eq!(denied, "cell \"latency\" does not want to end now");
+        assert_eq!(denied, "cell \"latency\" denied the request to end");
         assert!(remedy.ends_with("gaol cell shutdown latency --force"));
         let (_, remedy) = sentence(Reason::HypervisorMemoryTooSmall, (4 << 20) + 4096);
         assert_eq!(remedy, "Set `memory = \"6 MiB\"` under [hypervisor].");

@@ -131,14 +131,18 @@ impl Explainer<'_> {
 
     fn name_taken(&self) -> Words {
         let name = self.cell.view().name().to_owned();
-        let (owner, remedy) = match self.refusal.detail {
-            0 => ("the root cell has", "Choose another name."),
-            _ => (
-                "another cell has",
+        match self.refusal.detail {
+            0 => words(
+                format!("the root cell is named {name:?}"),
+                "taken",
+                "Choose another name.",
+            ),
+            _ => words(
+                format!("a cell named {name:?} exists already"),
+                "taken",
                 "Choose another name, or destroy the other cell first.",
             ),
-        };
-        words(format!("{owner} the name {name:?}"), "taken", remedy)
+        }
     }
 
     fn place_of_cpu(&self) -> Option<Place> {

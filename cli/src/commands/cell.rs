@@ -61,12 +61,17 @@ pub fn create(host: &mut Host, path: &Path) -> Result<Report> {
     Ok(created_report(created, view.name(), view.cpus()))
 }
 
-/// `gaol cell create --unchecked`: nobody but module and hypervisor looks at the file.
+/// `gaol cell create --unchecked`: TOML is compiled, but nobody except module and hypervisor looks at the owners, nor at
+/// a binary file at all.
 ///
 /// # Errors
 /// Why there is no new cell.
 pub fn create_unchecked(host: &mut Host, path: &Path) -> Result<Report> {
-    let bytes = read_bytes(path)?;
+    let file = read_bytes(path)?;
+    let bytes = match Configuration::read(&path.display().to_string(), &file) {
+        Ok(Configuration::Cell(cell)) => cell.bytes().to_vec(),
+        _ => file,
+    };
     let created = host.device.create(&bytes).map_err(|error| {
         let action = format!("cannot create a cell from {}", path.display());
         host.failure(&action, error, &host.facts(None))

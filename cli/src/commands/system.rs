@@ -18,7 +18,7 @@ use crate::output::{Report, grouped};
 /// Why Gaol is not enabled.
 pub fn enable(host: &mut Host, arguments: &EnableArguments) -> Result<Report> {
     let (bytes, facts) = match &arguments.system {
-        Some(path) if arguments.unchecked => (read_bytes(path)?, host.facts(None)),
+        Some(path) if arguments.unchecked => (unchecked(path)?, host.facts(None)),
         path => {
             let system = system_configuration(path.as_deref())?;
             (system.bytes().to_vec(), host.facts_of_system(&system))
@@ -52,6 +52,17 @@ pub fn enable(host: &mut Host, arguments: &EnableArguments) -> Result<Report> {
         json["pool_used"] = used.into();
     }
     Ok(Report { text, json })
+}
+
+/// TOML is compiled; a binary file is nobody's business but the module's.
+fn unchecked(path: &Path) -> Result<Vec<u8>> {
+    let file = read_bytes(path)?;
+    Ok(
+        match Configuration::read(&path.display().to_string(), &file) {
+            Ok(Configuration::System(system)) => system.bytes().to_vec(),
+            _ => file,
+        },
+    )
 }
 
 fn system_configuration(path: Option<&Path>) -> Result<System> {

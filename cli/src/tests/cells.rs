@@ -80,13 +80,13 @@ fn create_sees_what_others_own_before_anything_is_touched() {
     refuse(
         "\"hello\"",
         "\"latency\"",
-        &["another cell has the name \"latency\""],
+        &["a cell named \"latency\" exists already"],
         "cell_exists",
     );
     refuse(
         "\"hello\"",
         "\"root\"",
-        &["the root cell has the name \"root\""],
+        &["the root cell is named \"root\""],
         "cell_exists",
     );
     refuse(
@@ -308,7 +308,7 @@ fn refused_operations_say_how_to_go_on() {
             0,
             &["cell", "shutdown", "latency"]
         ),
-        "gaol: cannot shut down cell \"latency\": cell \"latency\" does not want to end now\n  \
+        "gaol: cannot shut down cell \"latency\": cell \"latency\" denied the request to end\n  \
          Ask it later, or do not ask: gaol cell shutdown latency --force\n"
     );
     assert_eq!(
@@ -318,7 +318,7 @@ fn refused_operations_say_how_to_go_on() {
             1000,
             &["cell", "destroy", "1"]
         ),
-        "gaol: cannot destroy cell 1: cell 1 did not answer within 1000 ms\n  \
+        "gaol: cannot destroy cell 1: cell 1 did not answer in time (1000 ms)\n  \
          Do not ask it: gaol cell shutdown 1 --force\n"
     );
     assert_eq!(
@@ -363,4 +363,25 @@ fn unchecked_files_reach_the_module_as_they_are() {
     assert!(
         matches!(&machine.record.borrow().requests[1], Request::Enable { config, .. } if config == b"GAOLCEL")
     );
+}
+
+#[test]
+fn unchecked_toml_is_compiled_and_no_more() {
+    let machine = Machine::enabled();
+    let file = machine.write(
+        "hello.toml",
+        &shipped("hello.toml").replace("cpus = [2]", "cpus = [3]"),
+    );
+    machine.refuse(EBUSY, Reason::CpuOwned, 3);
+    assert_eq!(
+        machine
+            .run(&["cell", "create", &file, "--unchecked"])
+            .failure(),
+        "gaol: cannot create a cell from hello.toml: CPU 3 belongs to another cell\n  \
+         See `gaol cell list`, and name another CPU.\n"
+    );
+    let Request::Create(config) = machine.request() else {
+        panic!("it was not asked to create");
+    };
+    assert!(CellView::parse(Binary::new(&config).bytes()).is_ok());
 }

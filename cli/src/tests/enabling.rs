@@ -150,7 +150,7 @@ fn enable_says_what_is_missing_and_how_to_get_it() {
     );
     assert_eq!(
         say(Reason::CpuOffline, 2),
-        "gaol: cannot enable Gaol: CPU 2 is offline, and Gaol needs all CPUs\n  \
+        "gaol: cannot enable Gaol: CPU 2 is offline, and has to be online\n  \
          Bring it online: echo 1 > /sys/devices/system/cpu/cpu2/online\n"
     );
     assert_eq!(
