@@ -38,6 +38,11 @@ pub struct Machinery {
     pub cell_limits: Limits,
 }
 
+/// Room for a configuration, aligned as its structures are.
+#[repr(C, align(8))]
+#[derive(Debug)]
+pub struct ConfigBuffer(pub [u8; MAX_SIZE as usize]);
+
 /// Everything that management changes. Large, so it is built in place.
 #[derive(Debug)]
 pub struct Management {
@@ -48,7 +53,7 @@ pub struct Management {
     /// The cells other than the root, by id.
     pub cells: [Option<Cell>; MAX_CELLS],
     /// Copy of the configuration that is being looked at.
-    pub config: [u8; MAX_SIZE as usize],
+    pub config: ConfigBuffer,
     /// What was on the borrowed low page.
     pub low_page: [u8; 4096],
 }
@@ -64,7 +69,7 @@ static MANAGEMENT: SpinMutex<Management> = SpinMutex::new(Management {
     machinery: None,
     ledger: Ledger::new(),
     cells: [const { None }; MAX_CELLS],
-    config: [0; MAX_SIZE as usize],
+    config: ConfigBuffer([0; MAX_SIZE as usize]),
     low_page: [0; 4096],
 });
 

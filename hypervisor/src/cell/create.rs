@@ -81,8 +81,8 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
     let mut guard = system::try_manage()?;
     let Management { machinery, ledger, cells, config, low_page } = &mut *guard;
     let machinery = machinery.as_mut().ok_or(Failure::gaol(Reason::LaunchParameters, 0))?;
-    let size = copy_config(cpu, config, address)?;
-    let bytes = config.get(..size).ok_or(Failure::gaol(Reason::ConfigurationInvalid, size as u64))?;
+    let size = copy_config(cpu, &mut config.0, address)?;
+    let bytes = config.0.get(..size).ok_or(Failure::gaol(Reason::ConfigurationInvalid, size as u64))?;
     let view = CellView::parse(bytes).map_err(refused)?;
     lifecycle::refuse_if_locked(cells)?;
     ledger.check(&machinery.machine, &view).map_err(refused)?;

@@ -116,10 +116,7 @@ pub unsafe extern "sysv64" fn enter(handover: u64) -> ! {
     match first_half(handover, cpu, apic_id, &saved) {
         Ok(cr3) => {
             // SAFETY: the private table maps the image, this CPU's stack at its private address and the handover page.
-            unsafe {
-                processor::write_cr3(cr3);
-                switch_stack(0, private::STACK_END, second_half)
-            }
+            unsafe { switch_stack(cr3, private::STACK_END, second_half) }
         }
         Err((at, failure)) => {
             call_off(cpu, at, &failure);
@@ -259,7 +256,13 @@ fn check_processor(cpu: &PerCpu) -> Result<(), Failure> {
     if linux_cr4 & cr4::VMXE != 0 {
         return Err(Failure::hardware(Reason::VmxInUse, u64::from(cpu.index)));
     }
-    apic::check()
+    apic::check()?;
+    if !cpu.x2apic {
+        // Linux addresses CPUs by these, and set them long ago.
+        let logical = apic::read_page(apic::register::LOGICAL_DESTINATION) >> 24;
+        cpu.shared.logical_id.store(logical, Ordering::Release);
+    }
+    Ok(())
 }
 
 /// CR0 and CR4 as the hypervisor runs with them: no FPU use, and every protection that the processor has.
@@ -347,6 +350,9 @@ fn meet(cpu: &PerCpu) -> Result<(), (LaunchStep, Failure)> {
     if arrived >= parameters::cpu_count() && parameters::decide(LaunchWord::Committed) {
         parameters::set_enable_cycles(time_stamp().wrapping_sub(STARTED.load(Ordering::Relaxed)));
         public::set_revision(gaol_abi::ABI_REVISION);
+        if let Some(machinery) = &system::manage_at_launch().machinery {
+            system::publish_pool(&machinery.pool);
+        }
     }
     wait(|| parameters::launch_word() == LaunchWord::Committed).map_err(|failure| (LaunchStep::FirstExit, failure))
 }

@@ -69,6 +69,7 @@ pub extern "sysv64" fn vm_exit() {
         "vmresume",
         "jmp {failed}",
         "2:",
+        "mov edx, eax",
         "mov [rsp + 80], rbp",
         "mov [rsp + 88], r12",
         "mov [rsp + 96], r13",
@@ -138,13 +139,13 @@ extern "sysv64" fn failed() {
     )
 }
 
-/// Jumps to `code` with the stack at `stack` and one argument; nothing of the old stack is used again.
+/// Loads the page table `cr3` and goes on in `code` with the stack at `stack`; nothing of the old stack is used again.
 ///
 /// # Safety
-/// `stack` is the end of a mapped stack of this CPU; `code` never returns.
+/// `cr3` maps this code and `stack`, which is the end of a stack of this CPU; `code` never returns.
 #[unsafe(naked)]
-pub unsafe extern "sysv64" fn switch_stack(argument: u64, stack: u64, code: extern "sysv64" fn(u64) -> !) -> ! {
-    naked_asm!("mov rsp, rsi", "xor ebp, ebp", "call rdx", "ud2")
+pub unsafe extern "sysv64" fn switch_stack(cr3: u64, stack: u64, code: extern "sysv64" fn(u64) -> !) -> ! {
+    naked_asm!("mov cr3, rdi", "mov rsp, rsi", "xor ebp, ebp", "call rdx", "ud2")
 }
 
 impl Frame {
