@@ -21,7 +21,8 @@
 /* Images are copied in pieces, with a chance for others between them. */
 #define COPY_CHUNK		SZ_1M
 /* Destroying takes two calls; more would be a fault of the hypervisor. */
-#define MAX_DESTROY_CALLS	4
+/* A scrub that takes less has found nothing to do. */
+#define SCRUB_IDLE_CYCLES	4096
 
 #define LINUX_GIVES(flags) \
 	(!((flags) & (GAOL_CONFIG_MEMORY_DEVICE | \
@@ -356,22 +357,33 @@ static long scrub(unsigned int id, u64 *cycles)
 	return left;
 }
 
+/*
+ * Repeats a hypercall for as long as the hypervisor wants to be called again:
+ * there is memory to clear, or the cell has not answered yet. The hypervisor
+ * keeps the cell's deadline, so this ends.
+ */
+static long call_until_done(unsigned long number, unsigned int id, u64 flags,
+			    u64 *cycles, u64 *scrub_cycles)
+{
+	for (;;) {
+		u64 before = *scrub_cycles;
+		long result = gaol_hypercall(number, id, flags, cycles);
+
+		if (result != -EAGAIN)
+			return result;
+		result = scrub(id, scrub_cycles);
+		if (result < 0)
+			return result;
+		if (*scrub_cycles - before < SCRUB_IDLE_CYCLES)
+			usleep_range(1000, 2000);
+	}
+}
+
 static long destroy_in_hypervisor(struct gaol_cell *cell, u64 flags,
 				  u64 *cycles, u64 *scrub_cycles)
 {
-	unsigned int calls;
-	long result = -EIO;
-
-	for (calls = 0; calls < MAX_DESTROY_CALLS; calls++) {
-		result = gaol_hypercall(GAOL_HYPERCALL_CELL_DESTROY, cell->id,
-					flags, cycles);
-		if (result != -EAGAIN)
-			break;
-		result = scrub(cell->id, scrub_cycles);
-		if (result < 0)
-			break;
-	}
-	return result;
+	return call_until_done(GAOL_HYPERCALL_CELL_DESTROY, cell->id, flags,
+			       cycles, scrub_cycles);
 }
 
 /* The hypervisor has the configuration read from one piece of memory. */
@@ -562,8 +574,8 @@ int gaol_cell_load(struct gaol_cell_load_request *request,
 		error = load_image(cell, images[index], false, outcome);
 	if (error)
 		return error;
-	result = gaol_hypercall(GAOL_HYPERCALL_CELL_SET_LOADABLE, cell->id, 0,
-				&request->cycles);
+	result = call_until_done(GAOL_HYPERCALL_CELL_SET_LOADABLE, cell->id, 0,
+				 &request->cycles, &ignored);
 	if (result)
 		return gaol_hypercall_error(result, outcome);
 	for (index = 0; !error && index < request->image_count; index++)
@@ -604,8 +616,9 @@ int gaol_cell_shutdown(struct gaol_cell_command *command)
 	command->scrub_cycles = 0;
 	if (error)
 		return error;
-	result = gaol_hypercall(GAOL_HYPERCALL_CELL_SET_LOADABLE, cell->id,
-				force(command), &command->cycles);
+	result = call_until_done(GAOL_HYPERCALL_CELL_SET_LOADABLE, cell->id,
+				 force(command), &command->cycles,
+				 &command->scrub_cycles);
 	return result ? gaol_hypercall_error(result, &command->outcome) : 0;
 }
 

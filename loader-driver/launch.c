@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The launch and the way back: checks, the layout of the hypervisor's memory,
- * the boot page table, and all CPUs through the world switch.
+ * The launch and the way back: all CPUs through the world switch, and hypercalls
+ * between the two.
  *
  * Invariant: nothing is given back to Linux, or used again, before every CPU has
  * reported. Once a CPU has come back as a guest, of the hypervisor's memory only
@@ -9,37 +9,17 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/acpi.h>
 #include <linux/cpu.h>
-#include <linux/io.h>
-#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
 #include <linux/version.h>
-#include <linux/vmalloc.h>
 #include <asm/apic.h>
-#include <asm/cpuid.h>
 #include <asm/desc.h>
 #include <asm/msr.h>
-#include <asm/smp.h>
-#include <asm/special_insns.h>
-#include <asm/tsc.h>
 
-#include "gaol.h"
-
-#define DEFAULT_DEADLINE_MS	10000
-#define MAX_CPU_AREA		SZ_1M
-/* The root, and for each of image, stub and handover pages those below it. */
-#define BOOT_TABLE_PAGES	20
-
-#define TABLE_FLAGS	(_PAGE_PRESENT | _PAGE_RW | _PAGE_ACCESSED)
-#define LEAF_FLAGS	(TABLE_FLAGS | _PAGE_DIRTY)
-
-#define FEATURE_CONTROL_LOCKED	BIT(0)
-#define FEATURE_CONTROL_VMX	BIT(2)
-#define VM_CR_SVM_DISABLED	BIT(4)
+#include "launch.h"
 
 /* Type of a gate and of a TSS descriptor, present, privilege level 0. */
 #define INTERRUPT_GATE		0x8e
@@ -48,442 +28,6 @@
 #define NMI_STACK		2
 #define MACHINE_CHECK_STACK	4
 #define MACHINE_CHECK_VECTOR	18
-
-struct launch {
-	const struct gaol_image_header *image;
-	struct gaol_enable_request *request;
-	struct gaol_system_header *config;
-	unsigned int cpu_count;
-
-	struct gaol_memory *memory;
-	void *mapping;
-	struct gaol_launch_parameters *parameters;
-	struct gaol_handover_page *pages;
-	const struct gaol_system_public *public;
-	size_t public_size;
-	/* Pages of the boot page table in use. */
-	unsigned int tables;
-	/* By CPU: what gaol_enter returned. */
-	long *results;
-};
-
-/* The image */
-
-static bool piece_fits(u64 offset, u64 size, u64 limit)
-{
-	return PAGE_ALIGNED(offset) && PAGE_ALIGNED(size) && offset <= limit &&
-	       size <= limit - offset;
-}
-
-static bool header_is_consistent(const struct gaol_image_header *header,
-				 u64 size)
-{
-	u64 limit = header->memory_size;
-
-	return header->file_size == size && size <= limit &&
-	       PAGE_ALIGNED(limit) && limit <= SZ_1G &&
-	       piece_fits(header->text, header->text_size, limit) &&
-	       piece_fits(header->rodata, header->rodata_size, limit) &&
-	       piece_fits(header->data, header->data_size, limit) &&
-	       header->entry >= header->text &&
-	       header->entry - header->text < header->text_size &&
-	       header->cpu_area_size && PAGE_ALIGNED(header->cpu_area_size) &&
-	       header->cpu_area_size <= MAX_CPU_AREA;
-}
-
-static u32 cpu_vendor(void)
-{
-	switch (boot_cpu_data.x86_vendor) {
-	case X86_VENDOR_AMD:
-	case X86_VENDOR_HYGON:
-		return GAOL_VENDOR_SVM;
-	default:
-		return GAOL_VENDOR_VMX;
-	}
-}
-
-static int check_image(const struct gaol_image_header *header, u64 size,
-		       struct gaol_outcome *outcome)
-{
-	if (size < sizeof(*header) ||
-	    memcmp(header->signature, GAOL_IMAGE_SIGNATURE,
-		   sizeof(header->signature)))
-		return gaol_refuse(outcome, GAOL_REASON_IMAGE_INVALID, 0,
-				   -EINVAL);
-	if (header->abi_revision != GAOL_ABI_REVISION)
-		return gaol_refuse(outcome, GAOL_REASON_IMAGE_REVISION,
-				   header->abi_revision, -EINVAL);
-	if (header->vendor != cpu_vendor())
-		return gaol_refuse(outcome, GAOL_REASON_IMAGE_VENDOR,
-				   header->vendor, -ENODEV);
-	if (header->checksum !=
-	    gaol_checksum(header, size, GAOL_IMAGE_CHECKSUM_OFFSET))
-		return gaol_refuse(outcome, GAOL_REASON_IMAGE_INVALID, 0,
-				   -EINVAL);
-	if (!header_is_consistent(header, size))
-		return gaol_refuse(outcome, GAOL_REASON_IMAGE_INVALID, 0,
-				   -EINVAL);
-	return 0;
-}
-
-/* The configuration */
-
-static int check_config(const struct gaol_system_header *config, u64 size,
-			struct gaol_outcome *outcome)
-{
-	int error = gaol_check_preamble(config, size,
-					GAOL_CONFIG_SYSTEM_SIGNATURE,
-					sizeof(*config), outcome);
-	if (error)
-		return error;
-	if (!gaol_name_is_valid(config->name))
-		return gaol_refuse(outcome, GAOL_REASON_NAME_INVALID, 0,
-				   -EINVAL);
-	if (!config->hypervisor_size ||
-	    !IS_ALIGNED(config->hypervisor_size, SZ_2M) ||
-	    !IS_ALIGNED(config->hypervisor_physical, SZ_2M))
-		return gaol_refuse(outcome, GAOL_REASON_CONFIGURATION_INVALID,
-				   size, -EINVAL);
-	/* In the hypervisor's tables it lies in the slot of Linux' image. */
-	if (config->hypervisor_size > KERNEL_IMAGE_SIZE)
-		return gaol_refuse(outcome, GAOL_REASON_HYPERVISOR_MEMORY,
-				   config->hypervisor_size, -EINVAL);
-	return 0;
-}
-
-/* The CPUs */
-
-struct cpu_check {
-	u32 vendor;
-	/* The first objection, with the CPU that has it. */
-	atomic_t reason;
-	u32 cpu;
-	u64 detail;
-	atomic_t enabled_vmx;
-};
-
-static void object(struct cpu_check *check, u32 reason, u64 detail)
-{
-	if (atomic_cmpxchg(&check->reason, 0, reason))
-		return;
-	check->cpu = smp_processor_id();
-	check->detail = detail;
-}
-
-static void check_vmx(struct cpu_check *check)
-{
-	u64 control;
-
-	/* Linux hides the feature when the firmware has turned it off. */
-	if (!(cpuid_ecx(1) & BIT(5)))
-		return object(check, GAOL_REASON_NO_VMX, 0);
-	if (rdmsrl_safe(MSR_IA32_FEAT_CTL, &control))
-		return object(check, GAOL_REASON_NO_VMX, 0);
-	if (!(control & FEATURE_CONTROL_LOCKED)) {
-		control |= FEATURE_CONTROL_LOCKED | FEATURE_CONTROL_VMX;
-		if (wrmsrl_safe(MSR_IA32_FEAT_CTL, control))
-			return object(check, GAOL_REASON_VMX_LOCKED_OFF, 0);
-		atomic_inc(&check->enabled_vmx);
-	}
-	if (!(control & FEATURE_CONTROL_VMX))
-		return object(check, GAOL_REASON_VMX_LOCKED_OFF, 0);
-	if (__read_cr4() & X86_CR4_VMXE)
-		object(check, GAOL_REASON_VMX_IN_USE, smp_processor_id());
-}
-
-static void check_svm(struct cpu_check *check)
-{
-	u64 value;
-
-	if (cpuid_eax(0x80000000) < 0x8000000a ||
-	    !(cpuid_ecx(0x80000001) & BIT(2)))
-		return object(check, GAOL_REASON_NO_VMX, 0);
-	if (!rdmsrl_safe(MSR_VM_CR, &value) && (value & VM_CR_SVM_DISABLED))
-		return object(check, GAOL_REASON_VMX_LOCKED_OFF, 0);
-	if (rdmsrl_safe(MSR_EFER, &value) || (value & EFER_SVME))
-		object(check, GAOL_REASON_VMX_IN_USE, smp_processor_id());
-}
-
-static void check_cpu(void *argument)
-{
-	struct cpu_check *check = argument;
-	struct desc_ptr gdt;
-	unsigned long task;
-
-	if (check->vendor == GAOL_VENDOR_VMX)
-		check_vmx(check);
-	else
-		check_svm(check);
-	native_store_gdt(&gdt);
-	store_tr(task);
-	/* The descriptor of the TSS takes 16 bytes. */
-	if (gdt.size >= GAOL_HANDOVER_GDT_BYTES || task + 15 > gdt.size)
-		object(check, GAOL_REASON_LINUX_STATE, gdt.size);
-}
-
-/* Called with cpus_read_lock held, so that the answer stays true. */
-static int check_cpus(struct launch *launch)
-{
-	struct gaol_outcome *outcome = &launch->request->outcome;
-	struct cpu_check check = { .vendor = launch->image->vendor };
-	unsigned int cpu;
-
-	if (num_present_cpus() > GAOL_MAX_CPUS)
-		return gaol_refuse(outcome, GAOL_REASON_TOO_MANY_CPUS,
-				   num_present_cpus(), -E2BIG);
-	for (cpu = 0; cpu < num_present_cpus(); cpu++) {
-		if (cpu_online(cpu))
-			continue;
-		outcome->cpu = cpu;
-		return gaol_refuse(outcome, GAOL_REASON_CPU_OFFLINE, cpu,
-				   -EBUSY);
-	}
-	launch->cpu_count = num_present_cpus();
-	on_each_cpu(check_cpu, &check, 1);
-	if (atomic_read(&check.enabled_vmx))
-		pr_notice("the firmware had left VMX open: enabled and locked it on %d CPUs\n",
-			  atomic_read(&check.enabled_vmx));
-	if (atomic_read(&check.reason)) {
-		outcome->cpu = check.cpu;
-		return gaol_refuse(outcome, atomic_read(&check.reason),
-				   check.detail, -ENODEV);
-	}
-	return 0;
-}
-
-/* The memory and its layout */
-
-static int take_memory(struct launch *launch)
-{
-	struct gaol_outcome *outcome = &launch->request->outcome;
-	struct gaol_system_header *config = launch->config;
-	size_t size = config->hypervisor_size;
-
-	if (config->hypervisor_physical) {
-		launch->memory = gaol_memory_claim(config->hypervisor_physical,
-						   size);
-		if (!launch->memory)
-			return gaol_refuse(outcome,
-					   GAOL_REASON_MEMORY_NOT_RESERVED,
-					   config->hypervisor_physical, -EBUSY);
-	} else {
-		launch->memory = gaol_memory_take(size, SZ_4G);
-		if (!launch->memory)
-			launch->memory = gaol_memory_take(size, PHYS_ADDR_MAX);
-		if (!launch->memory)
-			return gaol_refuse(outcome,
-					   GAOL_REASON_HYPERVISOR_MEMORY, size,
-					   -ENOMEM);
-	}
-	launch->mapping = memremap(launch->memory->physical, size, MEMREMAP_WB);
-	if (!launch->mapping)
-		return gaol_refuse(outcome, GAOL_REASON_HYPERVISOR_MEMORY, size,
-				   -ENOMEM);
-	return 0;
-}
-
-static void give_memory_back(void *mapping, struct gaol_memory *memory)
-{
-	if (mapping)
-		memunmap(mapping);
-	gaol_memory_put(memory);
-}
-
-static u32 pm_timer_port(void)
-{
-	const struct acpi_generic_address *timer =
-		&acpi_gbl_FADT.xpm_timer_block;
-
-	if (acpi_disabled)
-		return 0;
-	if (timer->address)
-		return timer->space_id == ACPI_ADR_SPACE_SYSTEM_IO ?
-			       timer->address : 0;
-	return acpi_gbl_FADT.pm_timer_block;
-}
-
-/* The offset of the next part, which then begins behind this one. */
-static u64 place(u64 *end, u64 size)
-{
-	u64 offset = *end;
-
-	*end += PAGE_ALIGN(size);
-	return offset;
-}
-
-static int lay_out(struct launch *launch,
-		   struct gaol_launch_parameters *parameters)
-{
-	u64 cpus = launch->cpu_count;
-	u64 end = 0;
-
-	memset(parameters, 0, sizeof(*parameters));
-	memcpy(parameters->signature, GAOL_HANDOVER_SIGNATURE,
-	       sizeof(parameters->signature));
-	parameters->abi_revision = GAOL_ABI_REVISION;
-	parameters->cpu_count = cpus;
-	parameters->region_physical = launch->memory->physical;
-	parameters->region_size = launch->memory->size;
-
-	place(&end, launch->image->memory_size);
-	place(&end, sizeof(*parameters));
-	parameters->public_size = GAOL_PUBLIC_CPU_OFFSET + cpus * PAGE_SIZE;
-	parameters->public = place(&end, parameters->public_size);
-	parameters->handover = place(&end, cpus * PAGE_SIZE);
-	parameters->boot_tables_size = BOOT_TABLE_PAGES * PAGE_SIZE;
-	parameters->boot_tables = place(&end, parameters->boot_tables_size);
-	parameters->boot_table_root =
-		launch->memory->physical + parameters->boot_tables;
-	parameters->config_size = launch->config->preamble.total_size;
-	parameters->config = place(&end, parameters->config_size);
-	parameters->cpu_areas = place(&end, cpus * launch->image->cpu_area_size);
-	parameters->pool = end;
-	if (end > launch->memory->size)
-		return gaol_refuse(&launch->request->outcome,
-				   GAOL_REASON_HYPERVISOR_MEMORY_TOO_SMALL, end,
-				   -ENOMEM);
-	return 0;
-}
-
-static void describe_machine(struct launch *launch,
-			     struct gaol_launch_parameters *parameters)
-{
-	u32 milliseconds = launch->config->deadline_milliseconds;
-	char *first = launch->image->vendor == GAOL_VENDOR_VMX ?
-			      gaol_stub_first_vmx : gaol_stub_first_svm;
-
-	parameters->handover_virtual =
-		(unsigned long)launch->mapping + parameters->handover;
-	parameters->stub_virtual = (unsigned long)gaol_stub_page;
-	parameters->stub_physical =
-		PFN_PHYS(vmalloc_to_pfn(gaol_stub_page));
-	parameters->stub_leave = (unsigned long)gaol_stub_leave;
-	parameters->stub_first_instruction = (unsigned long)first;
-	parameters->physical_end = gaol_physical_end();
-	parameters->tsc_khz = tsc_khz;
-	parameters->deadline_cycles =
-		(u64)(milliseconds ? milliseconds : DEFAULT_DEADLINE_MS) *
-		tsc_khz;
-	parameters->fault_cpu = launch->request->fault_cpu;
-	parameters->fault_step = launch->request->fault_step;
-	parameters->launch_word = GAOL_LAUNCH_WORD_PREPARE;
-	parameters->low_page = gaol_low_page();
-	parameters->pm_timer_port = pm_timer_port();
-}
-
-/* The boot page table */
-
-static u64 table_physical(struct launch *launch, unsigned int index)
-{
-	return launch->parameters->boot_table_root + index * PAGE_SIZE;
-}
-
-static u64 *table_virtual(struct launch *launch, u64 entry)
-{
-	return launch->mapping +
-	       ((entry & PTE_PFN_MASK) - launch->memory->physical);
-}
-
-static unsigned int table_levels(void)
-{
-	return __read_cr4() & X86_CR4_LA57 ? 5 : 4;
-}
-
-/* Maps one page; `leaf_level` 1 is a page of 4 KiB, 2 one of 2 MiB. */
-static int map_page(struct launch *launch, u64 virtual, u64 physical,
-		    unsigned int leaf_level)
-{
-	u64 *table = table_virtual(launch, table_physical(launch, 0));
-	unsigned int level;
-
-	for (level = table_levels();; level--) {
-		u64 *entry = &table[(virtual >> (PAGE_SHIFT + 9 * (level - 1))) &
-				    (PTRS_PER_PTE - 1)];
-
-		if (level == leaf_level) {
-			*entry = physical | LEAF_FLAGS |
-				 (level == 2 ? _PAGE_PSE : 0);
-			return 0;
-		}
-		if (!*entry) {
-			if (launch->tables == BOOT_TABLE_PAGES)
-				return -ENOSPC;
-			*entry = table_physical(launch, launch->tables++) |
-				 TABLE_FLAGS;
-		}
-		table = table_virtual(launch, *entry);
-	}
-}
-
-static int build_boot_table(struct launch *launch)
-{
-	struct gaol_launch_parameters *parameters = launch->parameters;
-	u64 offset;
-	int error;
-
-	launch->tables = 1;
-	for (offset = 0; offset < parameters->region_size; offset += SZ_2M) {
-		error = map_page(launch, GAOL_IMAGE_LINK_BASE + offset,
-				 parameters->region_physical + offset, 2);
-		if (error)
-			return error;
-	}
-	error = map_page(launch, parameters->stub_virtual,
-			 parameters->stub_physical, 1);
-	for (offset = 0; !error && offset < launch->cpu_count * PAGE_SIZE;
-	     offset += PAGE_SIZE)
-		error = map_page(launch, parameters->handover_virtual + offset,
-				 parameters->region_physical +
-					 parameters->handover + offset,
-				 1);
-	return error;
-}
-
-/* Fills all that the hypervisor finds in its memory. */
-static int fill_memory(struct launch *launch)
-{
-	struct gaol_launch_parameters parameters;
-	struct gaol_system_header *config;
-	unsigned int cpu;
-	int error;
-
-	error = lay_out(launch, &parameters);
-	if (error)
-		return error;
-	describe_machine(launch, &parameters);
-
-	memset(launch->mapping, 0, parameters.pool);
-	memcpy(launch->mapping, launch->image, launch->image->file_size);
-	launch->parameters = launch->mapping + launch->image->memory_size;
-	*launch->parameters = parameters;
-	launch->pages = launch->mapping + parameters.handover;
-	launch->public = launch->mapping + parameters.public;
-	launch->public_size = parameters.public_size;
-
-	config = launch->mapping + parameters.config;
-	memcpy(config, launch->config, parameters.config_size);
-	config->hypervisor_physical = parameters.region_physical;
-	config->preamble.checksum = gaol_checksum(config, parameters.config_size,
-						  GAOL_CONFIG_CHECKSUM_OFFSET);
-
-	for (cpu = 0; cpu < launch->cpu_count; cpu++) {
-		struct gaol_handover_page *page = launch->pages + cpu;
-
-		page->cpu = cpu;
-		page->apic_id = cpu_physical_id(cpu);
-		page->entry = GAOL_IMAGE_LINK_BASE + launch->image->entry;
-		page->entry_stack = GAOL_IMAGE_LINK_BASE +
-				    parameters.cpu_areas +
-				    (cpu + 1) * launch->image->cpu_area_size;
-		page->boot_cr3 = parameters.boot_table_root;
-	}
-	error = build_boot_table(launch);
-	if (error)
-		return gaol_refuse(&launch->request->outcome,
-				   GAOL_REASON_LAUNCH_PARAMETERS,
-				   parameters.boot_tables, error);
-	return 0;
-}
 
 /* The world switch */
 
@@ -654,11 +198,11 @@ static int launch_all(struct launch *launch)
 	int error;
 
 	cpus_read_lock();
-	error = check_cpus(launch);
+	error = gaol_check_cpus(launch);
 	if (!error)
-		error = take_memory(launch);
+		error = gaol_take_region(launch);
 	if (!error)
-		error = fill_memory(launch);
+		error = gaol_fill_region(launch);
 	if (!error) {
 		down_write(&gaol.presence);
 		error = switch_worlds(launch);
@@ -707,9 +251,9 @@ int gaol_enable(struct gaol_enable_request *request, const void *image,
 				   -EBUSY);
 	if (request->flags)
 		return -EINVAL;
-	error = check_image(image, request->image_size, outcome);
+	error = gaol_check_image(image, request->image_size, outcome);
 	if (!error)
-		error = check_config(config, request->config_size, outcome);
+		error = gaol_check_config(config, request->config_size, outcome);
 	if (error)
 		return error;
 	if (!try_module_get(THIS_MODULE))
@@ -718,7 +262,7 @@ int gaol_enable(struct gaol_enable_request *request, const void *image,
 	error = launch_all(&launch);
 	if (error) {
 		if (!gaol.broken) {
-			give_memory_back(launch.mapping, launch.memory);
+			gaol_give_region_back(launch.mapping, launch.memory);
 			module_put(THIS_MODULE);
 		}
 		return error;
@@ -839,7 +383,7 @@ static int disable(struct gaol_outcome *outcome, u64 *cycles)
 	if (error)
 		return error;
 	gaol_cell_remove_root();
-	give_memory_back(gaol.mapping, gaol.region);
+	gaol_give_region_back(gaol.mapping, gaol.region);
 	gaol.mapping = NULL;
 	gaol.region = NULL;
 	module_put(THIS_MODULE);
