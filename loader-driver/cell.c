@@ -8,6 +8,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/delay.h>
 #include <linux/cpu.h>
 #include <linux/io.h>
 #include <linux/mm.h>
@@ -566,6 +567,7 @@ int gaol_cell_load(struct gaol_cell_load_request *request,
 	struct gaol_outcome *outcome = &request->outcome;
 	struct gaol_cell *cell;
 	unsigned int index;
+	u64 scrub_cycles = 0;
 	long result;
 	int error = look_up(&request->cell, outcome, &cell);
 
@@ -575,7 +577,7 @@ int gaol_cell_load(struct gaol_cell_load_request *request,
 	if (error)
 		return error;
 	result = call_until_done(GAOL_HYPERCALL_CELL_SET_LOADABLE, cell->id, 0,
-				 &request->cycles, &ignored);
+				 &request->cycles, &scrub_cycles);
 	if (result)
 		return gaol_hypercall_error(result, outcome);
 	for (index = 0; !error && index < request->image_count; index++)
