@@ -35,7 +35,12 @@ impl Failure {
     /// A failure with all that is known of it.
     #[must_use]
     pub const fn new(blame: Blame, errno: Errno, reason: Reason, detail: u64) -> Self {
-        Self { blame, errno, reason, detail }
+        Self {
+            blame,
+            errno,
+            reason,
+            detail,
+        }
     }
 
     /// The machine lacks something.
@@ -71,7 +76,12 @@ impl Failure {
     /// The frame pool is empty.
     #[must_use]
     pub const fn out_of_frames() -> Self {
-        Self::new(Blame::Configuration, Errno::NoMemory, Reason::OutOfFrames, 0)
+        Self::new(
+            Blame::Configuration,
+            Errno::NoMemory,
+            Reason::OutOfFrames,
+            0,
+        )
     }
 
     /// Who is to blame.
@@ -95,12 +105,18 @@ impl Failure {
     /// Result of the hypercall.
     #[must_use]
     pub const fn result(&self) -> i64 {
-        -(self.errno.0 as i64)
+        (self.errno.0 as i64).wrapping_neg()
     }
 
     /// As the root reads it.
     #[must_use]
     pub const fn outcome(&self, cpu: u32, step: u32) -> Outcome {
-        Outcome { reason: self.reason, cpu, step, reserved: 0, detail: self.detail }
+        Outcome {
+            reason: self.reason,
+            cpu,
+            step,
+            reserved: 0,
+            detail: self.detail,
+        }
     }
 }

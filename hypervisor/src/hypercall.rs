@@ -4,7 +4,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use gaol_abi::exit::{COUNTER_X2APIC_ICR, FIRST_DERIVED_COUNTER};
 use gaol_abi::hypercall::{
-    CPU_FAILED, CPU_RUNNING, CpuInfoType, DESTROY_FORCE, Errno, Hypercall, InfoType, JAILHOUSE_COUNTERS,
+    CPU_FAILED, CPU_RUNNING, CpuInfoType, DESTROY_FORCE, Errno, Hypercall, InfoType,
+    JAILHOUSE_COUNTERS,
 };
 use gaol_abi::outcome::{Outcome, Reason};
 use gaol_abi::public::CpuState;
@@ -30,7 +31,9 @@ const ROOT: u32 = 0;
 /// Hypercall 5, and nothing else.
 #[inline(always)]
 pub fn fast(cpu: &PerCpu, frame: &mut Frame) -> u32 {
-    if frame.rax as u32 != Hypercall::GetInfo.0 || read(Field::GuestSsAccessRights) & PRIVILEGE_LEVEL != 0 {
+    if frame.rax as u32 != Hypercall::GetInfo.0
+        || read(Field::GuestSsAccessRights) & PRIVILEGE_LEVEL != 0
+    {
         return SLOW;
     }
     let (kind, wide) = arguments(frame.rdi);
@@ -47,11 +50,15 @@ fn arguments(value: u64) -> (u64, bool) {
 
 #[inline(always)]
 fn result(value: i64, wide: bool) -> u64 {
-    if wide { value as u64 } else { value as u64 & 0xffff_ffff }
+    if wide {
+        value as u64
+    } else {
+        value as u64 & 0xffff_ffff
+    }
 }
 
 const fn error(errno: Errno) -> i64 {
-    -(errno.0 as i64)
+    (errno.0 as i64).wrapping_neg()
 }
 
 #[inline(always)]
@@ -111,11 +118,17 @@ fn answer(cpu: &PerCpu, number: Hypercall, first: u64, second: u64) -> i64 {
         }
         Hypercall::CellCreate => reported(cpu, create::create(cpu, first)),
         Hypercall::CellStart => reported(cpu, lifecycle::start(cpu, first)),
-        Hypercall::CellSetLoadable => {
-            reported(cpu, lifecycle::set_loadable(cpu, first, second & DESTROY_FORCE != 0))
+        Hypercall::CellSetLoadable => reported(
+            cpu,
+            lifecycle::set_loadable(cpu, first, second & DESTROY_FORCE != 0),
+        ),
+        Hypercall::CellDestroy => reported(
+            cpu,
+            lifecycle::destroy(cpu, first, second & DESTROY_FORCE != 0),
+        ),
+        Hypercall::CellGetState => {
+            lifecycle::get_state(first).unwrap_or_else(|failure| failure.result())
         }
-        Hypercall::CellDestroy => reported(cpu, lifecycle::destroy(cpu, first, second & DESTROY_FORCE != 0)),
-        Hypercall::CellGetState => lifecycle::get_state(first).unwrap_or_else(|failure| failure.result()),
         Hypercall::Scrub => reported(cpu, lifecycle::scrub(cpu, first)),
         _ => error(Errno::NoSystemCall),
     }
@@ -125,7 +138,13 @@ fn answer(cpu: &PerCpu, number: Hypercall, first: u64, second: u64) -> i64 {
 fn reported(cpu: &PerCpu, outcome: Result<i64, Failure>) -> i64 {
     match outcome {
         Ok(value) => {
-            public::set_outcome(&Outcome { reason: Reason::None, cpu: 0, step: 0, reserved: 0, detail: 0 });
+            public::set_outcome(&Outcome {
+                reason: Reason::None,
+                cpu: 0,
+                step: 0,
+                reserved: 0,
+                detail: 0,
+            });
             value
         }
         Err(failure) => {
@@ -138,8 +157,17 @@ fn reported(cpu: &PerCpu, outcome: Result<i64, Failure>) -> i64 {
 /// Indices of [`gaol_abi::public::CpuPublic::exits`] that make up Jailhouse's counters.
 fn jailhouse_counter(cpu: u32, number: u64) -> Option<i64> {
     let counters = public::counters(cpu);
-    let sum = |indices: &[usize]| indices.iter().map(|index| counters.get(*index)).fold(0u64, u64::wrapping_add);
-    let total = || (0..FIRST_DERIVED_COUNTER).map(|index| counters.get(index)).fold(0u64, u64::wrapping_add);
+    let sum = |indices: &[usize]| {
+        indices
+            .iter()
+            .map(|index| counters.get(*index))
+            .fold(0u64, u64::wrapping_add)
+    };
+    let total = || {
+        (0..FIRST_DERIVED_COUNTER)
+            .map(|index| counters.get(index))
+            .fold(0u64, u64::wrapping_add)
+    };
     let value = match number {
         0 => total(),
         1 => sum(&[48]),
@@ -162,17 +190,25 @@ fn jailhouse_counter(cpu: u32, number: u64) -> Option<i64> {
 const _: () = assert!(JAILHOUSE_COUNTERS == 12);
 
 fn cpu_get_info(cpu: &PerCpu, index: u64, kind: u64) -> i64 {
-    let Some(target) = u32::try_from(index).ok().filter(|index| *index < parameters::cpu_count()) else {
+    let Some(target) = u32::try_from(index)
+        .ok()
+        .filter(|index| *index < parameters::cpu_count())
+    else {
         return error(Errno::Invalid);
     };
-    let own = cpu::shared(target).is_some_and(|other| other.cell.load(Ordering::Acquire) == cpu.cell);
+    let own =
+        cpu::shared(target).is_some_and(|other| other.cell.load(Ordering::Acquire) == cpu.cell);
     if !cpu.is_root && !own {
         return error(Errno::NotPermitted);
     }
     match kind.checked_sub(CpuInfoType::StatisticsBase.0) {
         Some(number) => jailhouse_counter(target, number).unwrap_or(error(Errno::Invalid)),
         None if kind == CpuInfoType::State.0 => {
-            if public::state(target) == CpuState::Failed { CPU_FAILED } else { CPU_RUNNING }
+            if public::state(target) == CpuState::Failed {
+                CPU_FAILED
+            } else {
+                CPU_RUNNING
+            }
         }
         None => error(Errno::Invalid),
     }
@@ -188,11 +224,20 @@ const REFUSED: u32 = 2;
 /// Hypercall 0. Does not return when the machine is given back; a refusal is the same on all CPUs.
 fn disable(cpu: &mut PerCpu, frame: &mut Frame, callers: u64) -> i64 {
     if public::cells() > 1 {
-        public::set_outcome(&Failure::caller(Errno::Busy, Reason::CellsExist, public::cells() - 1).outcome(cpu.index, 0));
+        public::set_outcome(
+            &Failure::caller(
+                Errno::Busy,
+                Reason::CellsExist,
+                public::cells().saturating_sub(1),
+            )
+            .outcome(cpu.index, 0),
+        );
         return error(Errno::Busy);
     }
     cpu.shared.leaving.store(true, Ordering::Release);
-    let arrived = DISABLE_ARRIVED.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+    let arrived = DISABLE_ARRIVED
+        .fetch_add(1, Ordering::AcqRel)
+        .wrapping_add(1);
     if u64::from(arrived) == callers {
         match others(callers) {
             Ok(()) => decide(GO),
@@ -242,9 +287,17 @@ fn others(callers: u64) -> Result<(), Failure> {
         return Err(Failure::caller(Errno::Invalid, Reason::None, callers));
     }
     for index in 0..parameters::cpu_count() {
-        let Some(other) = cpu::shared(index) else { continue };
-        if other.waits_for_startup.load(Ordering::Acquire) || other.cell.load(Ordering::Acquire) != ROOT {
-            return Err(Failure::caller(Errno::Busy, Reason::CpuNotBack, u64::from(index)));
+        let Some(other) = cpu::shared(index) else {
+            continue;
+        };
+        if other.waits_for_startup.load(Ordering::Acquire)
+            || other.cell.load(Ordering::Acquire) != ROOT
+        {
+            return Err(Failure::caller(
+                Errno::Busy,
+                Reason::CpuNotBack,
+                u64::from(index),
+            ));
         }
     }
     Ok(())

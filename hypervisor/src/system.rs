@@ -15,9 +15,12 @@ use spin::mutex::SpinMutex;
 use crate::cell::Cell;
 use crate::error::Failure;
 use crate::memory::address::HostPhysical;
-use crate::memory::memory_types::{MemoryType, MemoryTypes};
 use crate::memory::frames::{Frame, FramePool, OutOfFrames};
-use crate::memory::page_table::{Access, Attributes, Entries, Ept, FarReserve, Limits, MapError, Scratch, PageTable, TableMemory, Tables};
+use crate::memory::memory_types::{MemoryType, MemoryTypes};
+use crate::memory::page_table::{
+    Access, Attributes, Entries, Ept, FarReserve, Limits, MapError, PageTable, Scratch,
+    TableMemory, Tables,
+};
 use crate::region::{self, LinearTables};
 use crate::trace::public;
 
@@ -61,7 +64,9 @@ pub struct Management {
 impl Management {
     /// The machinery; there is one from the launch on.
     pub fn machinery(&mut self) -> Result<&mut Machinery, Failure> {
-        self.machinery.as_mut().ok_or(Failure::gaol(Reason::LaunchParameters, 0))
+        self.machinery
+            .as_mut()
+            .ok_or(Failure::gaol(Reason::LaunchParameters, 0))
     }
 }
 
@@ -78,7 +83,9 @@ pub type Guard = spin::mutex::SpinMutexGuard<'static, Management>;
 
 /// Takes the management lock, or refuses.
 pub fn try_manage() -> Result<Guard, Failure> {
-    MANAGEMENT.try_lock().ok_or(Failure::caller(Errno::Busy, Reason::InProgress, 0))
+    MANAGEMENT
+        .try_lock()
+        .ok_or(Failure::caller(Errno::Busy, Reason::InProgress, 0))
 }
 
 /// Takes the management lock at launch, when its holders are CPUs that are launched and hold it for a moment each.
@@ -127,7 +134,10 @@ pub fn release(pool: &mut FramePool<'static>, frame: HostPhysical) {
 
 /// Takes a zeroed frame.
 pub fn zeroed_frame(pool: &mut FramePool<'static>) -> Result<HostPhysical, Failure> {
-    let frame = pool.allocate().map_err(|_| Failure::out_of_frames())?.address();
+    let frame = pool
+        .allocate()
+        .map_err(|_| Failure::out_of_frames())?
+        .address();
     region::fill_frame(frame, 0);
     Ok(frame)
 }
@@ -178,7 +188,10 @@ pub fn far() -> Option<&'static Far> {
 /// Attributes of the root's own memory.
 #[must_use]
 pub const fn everything(kind: MemoryType) -> Attributes {
-    Attributes::new(Access::READ.union(Access::WRITE).union(Access::EXECUTE), kind)
+    Attributes::new(
+        Access::READ.union(Access::WRITE).union(Access::EXECUTE),
+        kind,
+    )
 }
 
 /// Most ranges of memory that are not the root's at one time.
@@ -186,14 +199,17 @@ const FOREIGN_RANGES: usize = 64;
 
 /// Host-physical memory that the root's CPUs must not be looked at through: the hypervisor's and the cells'. Read by the
 /// root's exit path without a lock; changed under the management lock.
-static FOREIGN: [[AtomicU64; 2]; FOREIGN_RANGES] = [const { [AtomicU64::new(0), AtomicU64::new(0)] }; FOREIGN_RANGES];
+static FOREIGN: [[AtomicU64; 2]; FOREIGN_RANGES] =
+    [const { [AtomicU64::new(0), AtomicU64::new(0)] }; FOREIGN_RANGES];
 static FOREIGN_COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// Makes `ranges` (start, size) the memory that is not the root's. `false`: there are too many.
 pub fn set_foreign(ranges: impl Iterator<Item = (u64, u64)>) -> bool {
     let mut count: usize = 0;
     for (start, size) in ranges {
-        let Some([slot_start, slot_size]) = FOREIGN.get(count) else { return false };
+        let Some([slot_start, slot_size]) = FOREIGN.get(count) else {
+            return false;
+        };
         slot_start.store(start, Ordering::Relaxed);
         slot_size.store(size, Ordering::Relaxed);
         count = count.wrapping_add(1);
@@ -207,8 +223,7 @@ pub fn set_foreign(ranges: impl Iterator<Item = (u64, u64)>) -> bool {
 #[must_use]
 pub fn is_roots(address: u64) -> bool {
     let count = FOREIGN_COUNT.load(Ordering::Acquire);
-    FOREIGN
-        .iter()
-        .take(count)
-        .all(|[start, size]| address.wrapping_sub(start.load(Ordering::Relaxed)) >= size.load(Ordering::Relaxed))
+    FOREIGN.iter().take(count).all(|[start, size]| {
+        address.wrapping_sub(start.load(Ordering::Relaxed)) >= size.load(Ordering::Relaxed)
+    })
 }

@@ -7,8 +7,8 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use gaol_abi::communication::{
-    CellState, CommunicationRegion, Console, FLAG_DEBUG_PUTC_ACTIVE, FLAG_DEBUG_PUTC_PERMITTED, Message, REVISION,
-    Reply, SIGNATURE,
+    CellState, CommunicationRegion, Console, FLAG_DEBUG_PUTC_ACTIVE, FLAG_DEBUG_PUTC_PERMITTED,
+    Message, REVISION, Reply, SIGNATURE,
 };
 
 use crate::memory::address::HostPhysical;
@@ -57,7 +57,11 @@ impl Communication {
     /// Clears the region and fills it for a start.
     pub fn start(&self, facts: &Facts) {
         region::fill_frame(self.frame, 0);
-        let flags = if facts.console { FLAG_DEBUG_PUTC_PERMITTED | FLAG_DEBUG_PUTC_ACTIVE } else { 0 };
+        let flags = if facts.console {
+            FLAG_DEBUG_PUTC_PERMITTED | FLAG_DEBUG_PUTC_ACTIVE
+        } else {
+            0
+        };
         let content = CommunicationRegion {
             signature: SIGNATURE,
             revision: REVISION,
@@ -82,29 +86,40 @@ impl Communication {
             reserved: 0,
         };
         // SAFETY: the frame is ours and the cell does not run.
-        unsafe { (region::address_of(self.frame) as *mut CommunicationRegion).write_volatile(content) };
+        unsafe {
+            (region::address_of(self.frame) as *mut CommunicationRegion).write_volatile(content)
+        };
     }
 
     /// The state that the cell claims to be in.
     #[must_use]
     pub fn state(&self) -> CellState {
-        CellState(self.word(offset_of!(CommunicationRegion, cell_state)).load(Ordering::Acquire))
+        CellState(
+            self.word(offset_of!(CommunicationRegion, cell_state))
+                .load(Ordering::Acquire),
+        )
     }
 
     /// Overrides the cell's state.
     pub fn set_state(&self, state: CellState) {
-        self.word(offset_of!(CommunicationRegion, cell_state)).store(state.0, Ordering::Release);
+        self.word(offset_of!(CommunicationRegion, cell_state))
+            .store(state.0, Ordering::Release);
     }
 
     /// Sends a message; the reply is cleared before.
     pub fn send(&self, message: Message) {
-        self.word(offset_of!(CommunicationRegion, reply_from_cell)).store(Reply::None.0, Ordering::Release);
-        self.word(offset_of!(CommunicationRegion, msg_to_cell)).store(message.0, Ordering::Release);
+        self.word(offset_of!(CommunicationRegion, reply_from_cell))
+            .store(Reply::None.0, Ordering::Release);
+        self.word(offset_of!(CommunicationRegion, msg_to_cell))
+            .store(message.0, Ordering::Release);
     }
 
     /// The cell's reply.
     #[must_use]
     pub fn reply(&self) -> Reply {
-        Reply(self.word(offset_of!(CommunicationRegion, reply_from_cell)).load(Ordering::Acquire))
+        Reply(
+            self.word(offset_of!(CommunicationRegion, reply_from_cell))
+                .load(Ordering::Acquire),
+        )
     }
 }

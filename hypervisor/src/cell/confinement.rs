@@ -10,7 +10,7 @@ use crate::processor::msr;
 use crate::virt::vmx::fields::msr as vmx_msr;
 
 const fn x2apic(register: u16) -> u32 {
-    msr::X2APIC + (register as u32 >> 4)
+    msr::X2APIC.wrapping_add(register as u32 >> 4)
 }
 
 /// MSRs of the root that exit at RDMSR.
@@ -84,13 +84,22 @@ const CELL_APIC_WRITES: [u32; 6] = [
 ];
 
 /// The ports that are moderated for everyone: PCI configuration mechanism 1.
-const CONFIG_PORTS: PortRange = PortRange { first: 0xcf8, count: 8 };
+const CONFIG_PORTS: PortRange = PortRange {
+    first: 0xcf8,
+    count: 8,
+};
 
 /// Fills the root's MSR bitmap.
 pub fn fill_root_msrs(bitmap: &mut MsrBitmap) {
     bitmap.allow_all();
-    ROOT_READS.into_iter().flatten().for_each(|register| bitmap.intercept_read(register));
-    ROOT_WRITES.into_iter().flatten().for_each(|register| bitmap.intercept_write(register));
+    ROOT_READS
+        .into_iter()
+        .flatten()
+        .for_each(|register| bitmap.intercept_read(register));
+    ROOT_WRITES
+        .into_iter()
+        .flatten()
+        .for_each(|register| bitmap.intercept_write(register));
 }
 
 /// Fills a cell's MSR bitmap.
@@ -152,11 +161,19 @@ mod tests {
         for register in (0..=0x1fffu32).chain(0xc000_0000..=0xc000_1fff) {
             let own = CELL_OWN.contains(&register);
             let apic = (0x800..0x840).contains(&register);
-            assert_eq!(bitmap.intercepts_read(register), !(own || apic || CELL_READS.contains(&register)));
-            assert_eq!(bitmap.intercepts_write(register), !(own || CELL_APIC_WRITES.contains(&register)));
+            assert_eq!(
+                bitmap.intercepts_read(register),
+                !(own || apic || CELL_READS.contains(&register))
+            );
+            assert_eq!(
+                bitmap.intercepts_write(register),
+                !(own || CELL_APIC_WRITES.contains(&register))
+            );
         }
         // No interrupt command, no LVT that could raise an SMI, no APIC_BASE, no microcode, no HWP.
-        for register in [0x830, 0x82f, 0x835, 0x836, 0x1b, 0x79, 0x1a0, 0x774, 0x150, 0x3b] {
+        for register in [
+            0x830, 0x82f, 0x835, 0x836, 0x1b, 0x79, 0x1a0, 0x774, 0x150, 0x3b,
+        ] {
             assert!(bitmap.intercepts_write(register));
         }
     }
@@ -164,14 +181,31 @@ mod tests {
     #[test]
     fn ports_are_allow_listed_for_cells_and_deny_listed_for_the_root() {
         let mut bitmaps = std::boxed::Box::new(PortBitmaps::new());
-        fill_root_ports(&mut bitmaps, Some(PortRange { first: 0x2f8, count: 8 }));
+        fill_root_ports(
+            &mut bitmaps,
+            Some(PortRange {
+                first: 0x2f8,
+                count: 8,
+            }),
+        );
         for port in 0..=u16::MAX {
             let moderated = (0xcf8..0xd00).contains(&port) || (0x2f8..0x300).contains(&port);
             assert_eq!(bitmaps.intercepts(port, 1), moderated, "{port:#x}");
         }
-        fill_cell_ports(&mut bitmaps, [PortRange { first: 0x3f8, count: 8 }].iter());
+        fill_cell_ports(
+            &mut bitmaps,
+            [PortRange {
+                first: 0x3f8,
+                count: 8,
+            }]
+            .iter(),
+        );
         for port in 0..=u16::MAX {
-            assert_eq!(bitmaps.intercepts(port, 1), !(0x3f8..0x400).contains(&port), "{port:#x}");
+            assert_eq!(
+                bitmaps.intercepts(port, 1),
+                !(0x3f8..0x400).contains(&port),
+                "{port:#x}"
+            );
         }
     }
 }

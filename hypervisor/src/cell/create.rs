@@ -2,8 +2,9 @@
 //! later is undone, and the pool is as it was.
 
 use gaol_abi::config::{
-    CELL_SIGNATURE, CellHeader, MAX_MEMORY_REGIONS, MAX_PORT_RANGES, MAX_SIZE, MEMORY_COMMUNICATION, MEMORY_DEVICE,
-    MEMORY_EXECUTE, MEMORY_ROOT_SHARED, MEMORY_WRITE, MemoryRegion, PortRange,
+    CELL_SIGNATURE, CellHeader, MAX_MEMORY_REGIONS, MAX_PORT_RANGES, MAX_SIZE,
+    MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_EXECUTE, MEMORY_ROOT_SHARED, MEMORY_WRITE,
+    MemoryRegion, PortRange,
 };
 use gaol_abi::hypercall::Errno;
 use gaol_abi::outcome::Reason;
@@ -38,7 +39,11 @@ fn refused(refusal: Refusal) -> Failure {
 }
 
 /// Copies the configuration at the root's guest-physical address into the buffer. Returns its length.
-fn copy_config(cpu: &PerCpu, buffer: &mut [u8; MAX_SIZE as usize], address: u64) -> Result<usize, Failure> {
+fn copy_config(
+    cpu: &PerCpu,
+    buffer: &mut [u8; MAX_SIZE as usize],
+    address: u64,
+) -> Result<usize, Failure> {
     let invalid = |bytes| Failure::configuration(Reason::ConfigurationInvalid, bytes);
     let mut copied = 0usize;
     let mut wanted = size_of::<CellHeader>();
@@ -47,7 +52,9 @@ fn copy_config(cpu: &PerCpu, buffer: &mut [u8; MAX_SIZE as usize], address: u64)
         if !system::is_roots(at) || at >= parameters::physical_end() {
             return Err(invalid(copied as u64));
         }
-        let target = buffer.get_mut(copied..wanted).ok_or(invalid(copied as u64))?;
+        let target = buffer
+            .get_mut(copied..wanted)
+            .ok_or(invalid(copied as u64))?;
         copied = copied.saturating_add(cpu.windows.read(HostPhysical::new(at), target));
         if wanted == size_of::<CellHeader>() && copied >= wanted {
             wanted = total_size(buffer)?;
@@ -61,7 +68,10 @@ fn total_size(buffer: &[u8; MAX_SIZE as usize]) -> Result<usize, Failure> {
         return Err(Failure::configuration(Reason::ConfigurationInvalid, 0));
     }
     let offset = core::mem::offset_of!(gaol_abi::config::Preamble, total_size);
-    let size = buffer.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    let size = buffer
+        .get(offset..)
+        .and_then(|rest| rest.first_chunk())
+        .map_or(0, |bytes| u32::from_le_bytes(*bytes));
     if u64::from(size) > MAX_SIZE {
         return Err(Failure::new(
             Blame::Configuration,
@@ -71,7 +81,10 @@ fn total_size(buffer: &[u8; MAX_SIZE as usize]) -> Result<usize, Failure> {
         ));
     }
     if (size as usize) < size_of::<CellHeader>() {
-        return Err(Failure::configuration(Reason::ConfigurationInvalid, u64::from(size)));
+        return Err(Failure::configuration(
+            Reason::ConfigurationInvalid,
+            u64::from(size),
+        ));
     }
     Ok(size as usize)
 }
@@ -79,17 +92,33 @@ fn total_size(buffer: &[u8; MAX_SIZE as usize]) -> Result<usize, Failure> {
 /// Creates the cell whose configuration is at `address`. Returns its id.
 pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
     let mut guard = system::try_manage()?;
-    let Management { machinery, ledger, cells, config, low_page } = &mut *guard;
-    let machinery = machinery.as_mut().ok_or(Failure::gaol(Reason::LaunchParameters, 0))?;
+    let Management {
+        machinery,
+        ledger,
+        cells,
+        config,
+        low_page,
+    } = &mut *guard;
+    let machinery = machinery
+        .as_mut()
+        .ok_or(Failure::gaol(Reason::LaunchParameters, 0))?;
     let size = copy_config(cpu, &mut config.0, address)?;
-    let bytes = config.0.get(..size).ok_or(Failure::gaol(Reason::ConfigurationInvalid, size as u64))?;
+    let bytes = config
+        .0
+        .get(..size)
+        .ok_or(Failure::gaol(Reason::ConfigurationInvalid, size as u64))?;
     let view = CellView::parse(bytes).map_err(refused)?;
     lifecycle::refuse_if_locked(cells)?;
     ledger.check(&machinery.machine, &view).map_err(refused)?;
     if view.cpus().contains(cpu.index) {
-        return Err(Failure::configuration(Reason::CpuOwned, u64::from(cpu.index)));
+        return Err(Failure::configuration(
+            Reason::CpuOwned,
+            u64::from(cpu.index),
+        ));
     }
-    let id = ledger.free_id().ok_or(Failure::configuration(Reason::TooManyCells, 0))?;
+    let id = ledger
+        .free_id()
+        .ok_or(Failure::configuration(Reason::TooManyCells, 0))?;
     let mut cell = build(machinery, &view)?;
     if let Err(failure) = carve(machinery, cpu, &mut cell) {
         dismantle(machinery, cell);
@@ -107,7 +136,9 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
         let _ = ledger.release(id);
         return Err(failure);
     }
-    let slot = cells.get_mut(id.0 as usize).ok_or(Failure::gaol(Reason::TooManyCells, 0))?;
+    let slot = cells
+        .get_mut(id.0 as usize)
+        .ok_or(Failure::gaol(Reason::TooManyCells, 0))?;
     *slot = Some(cell);
     machinery.pool.reclaim();
     system::publish_pool(&machinery.pool);
@@ -118,7 +149,10 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
 /// Tables and pages of the cell; nothing of the root's changes.
 fn build(machinery: &mut Machinery, view: &CellView<'_>) -> Result<Cell, Failure> {
     let pool = &mut machinery.pool;
-    let msr_bitmap = pool.allocate().map_err(|_| Failure::out_of_frames())?.address();
+    let msr_bitmap = pool
+        .allocate()
+        .map_err(|_| Failure::out_of_frames())?
+        .address();
     let ports = match pool.allocate_contiguous(2, 1) {
         Ok(frame) => frame.address(),
         Err(_) => {
@@ -156,8 +190,14 @@ fn build(machinery: &mut Machinery, view: &CellView<'_>) -> Result<Cell, Failure
         asked: None,
         scrub: Scrub::default(),
     };
-    cell.memory.iter_mut().zip(view.memory()).for_each(|(slot, region)| *slot = *region);
-    cell.ports.iter_mut().zip(view.ports()).for_each(|(slot, range)| *slot = *range);
+    cell.memory
+        .iter_mut()
+        .zip(view.memory())
+        .for_each(|(slot, region)| *slot = *region);
+    cell.ports
+        .iter_mut()
+        .zip(view.ports())
+        .for_each(|(slot, range)| *slot = *range);
     if let Err(failure) = map_memory(machinery, &mut cell) {
         dismantle(machinery, cell);
         return Err(failure);
@@ -166,8 +206,13 @@ fn build(machinery: &mut Machinery, view: &CellView<'_>) -> Result<Cell, Failure
     Ok(cell)
 }
 
-const NO_REGION: MemoryRegion =
-    MemoryRegion { name: [0; gaol_abi::NAME_LENGTH], physical: 0, guest: 0, size: 0, flags: 0 };
+const NO_REGION: MemoryRegion = MemoryRegion {
+    name: [0; gaol_abi::NAME_LENGTH],
+    physical: 0,
+    guest: 0,
+    size: 0,
+    flags: 0,
+};
 
 fn release_ports(pool: &mut crate::memory::frames::FramePool<'static>, ports: HostPhysical) {
     release(pool, ports);
@@ -188,9 +233,18 @@ fn map_memory(machinery: &mut Machinery, cell: &mut Cell) -> Result<(), Failure>
         let mut access = Access::READ;
         access.set(Access::WRITE, region.flags & MEMORY_WRITE != 0);
         access.set(Access::EXECUTE, region.flags & MEMORY_EXECUTE != 0);
-        let kind = if region.flags & MEMORY_DEVICE != 0 { MemoryType::Uncacheable } else { MemoryType::WriteBack };
+        let kind = if region.flags & MEMORY_DEVICE != 0 {
+            MemoryType::Uncacheable
+        } else {
+            MemoryType::WriteBack
+        };
         cell.ept
-            .map(&mut PoolTables(&mut machinery.pool), range, physical, Attributes::new(access, kind))
+            .map(
+                &mut PoolTables(&mut machinery.pool),
+                range,
+                physical,
+                Attributes::new(access, kind),
+            )
             .map_err(map_failure)?
             // No CPU uses this table yet.
             .ignore();
@@ -267,7 +321,11 @@ pub fn give_back_memory<'a>(
 }
 
 /// Maps one region to the root as it was before; `keep_tables`: for a while.
-pub fn map_to_root(machinery: &mut Machinery, region: &MemoryRegion, keep_tables: bool) -> Result<Flush, Failure> {
+pub fn map_to_root(
+    machinery: &mut Machinery,
+    region: &MemoryRegion,
+    keep_tables: bool,
+) -> Result<Flush, Failure> {
     let mut flush = Flush::Nothing;
     let end = region.physical.saturating_add(region.size);
     let mut at = region.physical;
@@ -282,9 +340,13 @@ pub fn map_to_root(machinery: &mut Machinery, region: &MemoryRegion, keep_tables
         let all = Attributes::new(Access::READ | Access::WRITE | Access::EXECUTE, kind);
         let tables = &mut PoolTables(&mut machinery.pool);
         let done = if keep_tables {
-            machinery.root_ept.map_keeping_tables(tables, range, HostPhysical::new(at), all)
+            machinery
+                .root_ept
+                .map_keeping_tables(tables, range, HostPhysical::new(at), all)
         } else {
-            machinery.root_ept.map(tables, range, HostPhysical::new(at), all)
+            machinery
+                .root_ept
+                .map(tables, range, HostPhysical::new(at), all)
         };
         flush = flush.and(done.map_err(map_failure)?);
         at = at.saturating_add(length);
@@ -309,7 +371,11 @@ pub fn set_root_ports(machinery: &Machinery, cell: &Cell, taken: bool) {
 fn publish(id: CellId, cell: &Cell, view: &CellView<'_>) {
     if let Some(target) = published(id.0) {
         target.publish(cell.ept.root(), cell.msr_bitmap, cell.port_bitmaps);
-        target.publish_behaviour(view.header().reset_address, view.ignores_unassigned_ports(), view.has_console());
+        target.publish_behaviour(
+            view.header().reset_address,
+            view.ignores_unassigned_ports(),
+            view.has_console(),
+        );
     }
 }
 

@@ -7,14 +7,18 @@ use core::sync::atomic::Ordering;
 
 use gaol_abi::MAX_CELLS;
 use gaol_abi::communication::{CellState, Message, Reply};
-use gaol_abi::config::{MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_LOADABLE, MEMORY_ROOT_SHARED, MemoryRegion};
+use gaol_abi::config::{
+    MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_LOADABLE, MEMORY_ROOT_SHARED, MemoryRegion,
+};
 use gaol_abi::hypercall::{Errno, SCRUB_CHUNK};
 use gaol_abi::outcome::Reason;
 use gaol_abi::public::CpuState;
 use gaol_config::ledger::CellId;
 
 use super::communication::Facts;
-use super::create::{dismantle, give_back_memory, map_to_root, root_range, set_root_ports, taken_from_root};
+use super::create::{
+    dismantle, give_back_memory, map_to_root, root_range, set_root_ports, taken_from_root,
+};
 use super::{Cell, Phase, Scrub, restart};
 use crate::cpu::{self, Events, PerCpu, events};
 use crate::device::apic;
@@ -54,14 +58,23 @@ pub fn refuse_if_locked(cells: &[Option<Cell>; MAX_CELLS]) -> Result<(), Failure
         if let Some(cell) = cell
             && state_of(cell) == CellState::RunningLocked
         {
-            return Err(Failure::new(Blame::Cell, Errno::NotPermitted, Reason::CellLocked, id as u64));
+            return Err(Failure::new(
+                Blame::Cell,
+                Errno::NotPermitted,
+                Reason::CellLocked,
+                id as u64,
+            ));
         }
     }
     Ok(())
 }
 
 fn has_failed(cell: &Cell) -> bool {
-    !cell.cpus.is_empty() && cell.cpus.iter().all(|cpu| public::state(cpu) == CpuState::Failed)
+    !cell.cpus.is_empty()
+        && cell
+            .cpus
+            .iter()
+            .all(|cpu| public::state(cpu) == CpuState::Failed)
 }
 
 /// The state of a cell as the root is told.
@@ -88,7 +101,11 @@ pub fn get_state(id: u64) -> Result<i64, Failure> {
 }
 
 /// Tells CPUs to do something and waits until each has.
-fn request(cpu: &PerCpu, cpus: impl Iterator<Item = u32> + Clone, events: Events) -> Result<(), Failure> {
+fn request(
+    cpu: &PerCpu,
+    cpus: impl Iterator<Item = u32> + Clone,
+    events: Events,
+) -> Result<(), Failure> {
     for index in cpus.clone().filter(|index| *index != cpu.index) {
         if let Some(target) = cpu::shared(index)
             && target.request(events)
@@ -106,7 +123,11 @@ fn wait_for(index: u32, events: Events) -> Result<(), Failure> {
     let start = time_stamp();
     while !cpu::shared(index).is_none_or(|target| target.has_served(events)) {
         if time_stamp().wrapping_sub(start) > parameters::deadline_cycles() {
-            return Err(Failure::timed_out(Blame::Gaol, Reason::CpuDidNotStop, u64::from(index)));
+            return Err(Failure::timed_out(
+                Blame::Gaol,
+                Reason::CpuDidNotStop,
+                u64::from(index),
+            ));
         }
         pause();
     }
@@ -116,8 +137,9 @@ fn wait_for(index: u32, events: Events) -> Result<(), Failure> {
 /// Makes all CPUs of the root drop what they know of its EPT.
 pub fn flush_root(cpu: &PerCpu) -> Result<(), Failure> {
     invalidate_ept();
-    let root = (0..parameters::cpu_count())
-        .filter(|index| cpu::shared(*index).is_some_and(|cpu| cpu.cell.load(Ordering::Acquire) == ROOT));
+    let root = (0..parameters::cpu_count()).filter(|index| {
+        cpu::shared(*index).is_some_and(|cpu| cpu.cell.load(Ordering::Acquire) == ROOT)
+    });
     request(cpu, root, Events::FLUSH)
 }
 
@@ -130,7 +152,9 @@ pub fn move_cpus(
     machinery: &mut Machinery,
 ) -> Result<(), Failure> {
     for index in cell.cpus.iter() {
-        let Some(target) = cpu::shared(index) else { continue };
+        let Some(target) = cpu::shared(index) else {
+            continue;
+        };
         if target.cell.load(Ordering::Acquire) == to {
             continue;
         }
@@ -146,7 +170,11 @@ pub fn move_cpus(
                 restart::restart(cpu, target, index, low_page, machinery)?;
             }
             if time_stamp().wrapping_sub(start) > parameters::deadline_cycles() {
-                return Err(Failure::timed_out(Blame::Gaol, Reason::CpuDidNotStop, u64::from(index)));
+                return Err(Failure::timed_out(
+                    Blame::Gaol,
+                    Reason::CpuDidNotStop,
+                    u64::from(index),
+                ));
             }
             pause();
         }
@@ -158,7 +186,10 @@ pub fn move_cpus(
 }
 
 /// Makes the memory of the hypervisor and of all cells (and of `new`, not yet among them) foreign to the root.
-pub fn update_foreign(cells: &[Option<Cell>; MAX_CELLS], new: Option<&Cell>) -> Result<(), Failure> {
+pub fn update_foreign(
+    cells: &[Option<Cell>; MAX_CELLS],
+    new: Option<&Cell>,
+) -> Result<(), Failure> {
     let own = core::iter::once((system_start(), crate::region::size()));
     let of_cells = cells
         .iter()
@@ -179,13 +210,16 @@ fn system_start() -> u64 {
 }
 
 fn loadable(cell: &Cell) -> impl Iterator<Item = &MemoryRegion> {
-    cell.regions().filter(|region| region.flags & MEMORY_LOADABLE != 0 && taken_from_root(region))
+    cell.regions()
+        .filter(|region| region.flags & MEMORY_LOADABLE != 0 && taken_from_root(region))
 }
 
 /// Hypercall 3: stops the cell and lets the root load it.
 pub fn set_loadable(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     let mut guard = system::try_manage()?;
-    let Management { machinery, cells, .. } = &mut *guard;
+    let Management {
+        machinery, cells, ..
+    } = &mut *guard;
     let machinery = machinery.as_mut().ok_or(AGAIN)?;
     let cell = cell_of(cells, id)?;
     stop(cpu, cell, force)?;
@@ -215,7 +249,9 @@ fn end_loading(cpu: &PerCpu, machinery: &mut Machinery, cell: &mut Cell) -> Resu
     let mut flush = Flush::Nothing;
     for region in loadable(cell) {
         let range = root_range(region)?;
-        let hole = machinery.root_ept.map_hole(&mut PoolTables(&mut machinery.pool), range);
+        let hole = machinery
+            .root_ept
+            .map_hole(&mut PoolTables(&mut machinery.pool), range);
         flush = flush.and(hole.map_err(map_failure)?);
     }
     cell.loadable = false;
@@ -229,13 +265,19 @@ fn end_loading(cpu: &PerCpu, machinery: &mut Machinery, cell: &mut Cell) -> Resu
 /// Hypercall 2.
 pub fn start(cpu: &PerCpu, id: u64) -> Result<i64, Failure> {
     let mut guard = system::try_manage()?;
-    let Management { machinery, cells, .. } = &mut *guard;
+    let Management {
+        machinery, cells, ..
+    } = &mut *guard;
     let machinery = machinery.as_mut().ok_or(AGAIN)?;
     let cell = cell_of(cells, id)?;
     match cell.phase {
         Phase::Running => return Err(Failure::caller(Errno::Busy, Reason::CellRunning, id)),
-        Phase::Fresh | Phase::Dying => return Err(Failure::caller(Errno::Busy, Reason::NotScrubbed, id)),
-        Phase::Stopped if !cell.loadable => return Err(Failure::caller(Errno::Invalid, Reason::NotLoaded, id)),
+        Phase::Fresh | Phase::Dying => {
+            return Err(Failure::caller(Errno::Busy, Reason::NotScrubbed, id));
+        }
+        Phase::Stopped if !cell.loadable => {
+            return Err(Failure::caller(Errno::Invalid, Reason::NotLoaded, id));
+        }
         Phase::Stopped => {}
     }
     end_loading(cpu, machinery, cell)?;
@@ -274,11 +316,18 @@ fn stop(cpu: &PerCpu, cell: &mut Cell, force: bool) -> Result<(), Failure> {
 
 /// Asks the cell to end, or looks for its answer. `Ok`: it may be stopped.
 fn ask(cell: &mut Cell) -> Result<(), Failure> {
-    let Some(communication) = cell.communication else { return Ok(()) };
+    let Some(communication) = cell.communication else {
+        return Ok(());
+    };
     match communication.state() {
         CellState::ShutDown | CellState::Failed | CellState::FailedRevision => return Ok(()),
         CellState::RunningLocked if cell.asked.is_none() => {
-            return Err(Failure::new(Blame::Cell, Errno::NotPermitted, Reason::CellLocked, 0));
+            return Err(Failure::new(
+                Blame::Cell,
+                Errno::NotPermitted,
+                Reason::CellLocked,
+                0,
+            ));
         }
         _ => {}
     }
@@ -293,14 +342,26 @@ fn ask(cell: &mut Cell) -> Result<(), Failure> {
         _ => {
             communication.send(Message::None);
             cell.asked = None;
-            return Err(Failure::new(Blame::Cell, Errno::NotPermitted, Reason::ShutdownDenied, 0));
+            return Err(Failure::new(
+                Blame::Cell,
+                Errno::NotPermitted,
+                Reason::ShutdownDenied,
+                0,
+            ));
         }
     }
     if (deadline.wrapping_sub(time_stamp()) as i64) < 0 {
         communication.send(Message::None);
         cell.asked = None;
-        let milliseconds = cell.patience.checked_div(u64::from(parameters::tsc_khz())).unwrap_or(0);
-        return Err(Failure::timed_out(Blame::Cell, Reason::ShutdownTimedOut, milliseconds));
+        let milliseconds = cell
+            .patience
+            .checked_div(u64::from(parameters::tsc_khz()))
+            .unwrap_or(0);
+        return Err(Failure::timed_out(
+            Blame::Cell,
+            Reason::ShutdownTimedOut,
+            milliseconds,
+        ));
     }
     Err(AGAIN)
 }
@@ -308,7 +369,13 @@ fn ask(cell: &mut Cell) -> Result<(), Failure> {
 /// Hypercall 4.
 pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     let mut guard = system::try_manage()?;
-    let Management { machinery, ledger, cells, low_page, .. } = &mut *guard;
+    let Management {
+        machinery,
+        ledger,
+        cells,
+        low_page,
+        ..
+    } = &mut *guard;
     let machinery = machinery.as_mut().ok_or(AGAIN)?;
     let cell = cell_of(cells, id)?;
     if cell.phase == Phase::Running || cell.phase == Phase::Stopped {
@@ -328,7 +395,9 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     }
     move_cpus(cpu, cell, ROOT, low_page, machinery)?;
     let slot = cells.get_mut(id as usize).ok_or(no_such_cell(id))?;
-    let Some(cell) = slot.take() else { return Err(no_such_cell(id)) };
+    let Some(cell) = slot.take() else {
+        return Err(no_such_cell(id));
+    };
     // From here on the root is told of the memory as its own; giving it back needs no frames and can't fail.
     update_foreign(cells, None)?;
     give_back_memory(machinery, cpu, cell.regions())?;
@@ -348,14 +417,25 @@ fn is_scrubbed(region: &MemoryRegion, phase: Phase) -> bool {
 
 /// The next piece to clear: where, and how many bytes.
 fn next_piece(cell: &mut Cell) -> Option<(HostPhysical, u64)> {
-    while let Some(region) = cell.memory.iter().take(cell.memory_count).nth(cell.scrub.region) {
+    while let Some(region) = cell
+        .memory
+        .iter()
+        .take(cell.memory_count)
+        .nth(cell.scrub.region)
+    {
         if is_scrubbed(region, cell.phase) && cell.scrub.offset < region.size {
             let at = region.physical.wrapping_add(cell.scrub.offset);
             let to_boundary = 0x20_0000u64.wrapping_sub(at & 0x1f_ffff);
             let left = region.size.wrapping_sub(cell.scrub.offset);
-            return Some((HostPhysical::new(at), SCRUB_CHUNK.min(left).min(to_boundary)));
+            return Some((
+                HostPhysical::new(at),
+                SCRUB_CHUNK.min(left).min(to_boundary),
+            ));
         }
-        cell.scrub = Scrub { region: cell.scrub.region.wrapping_add(1), offset: 0 };
+        cell.scrub = Scrub {
+            region: cell.scrub.region.wrapping_add(1),
+            offset: 0,
+        };
     }
     None
 }

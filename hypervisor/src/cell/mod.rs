@@ -114,11 +114,19 @@ impl Published {
     }
 
     /// Publishes where a cell's tables are, before any CPU is told to join it.
-    pub fn publish(&self, ept_root: HostPhysical, msr_bitmap: HostPhysical, port_bitmaps: HostPhysical) {
+    pub fn publish(
+        &self,
+        ept_root: HostPhysical,
+        msr_bitmap: HostPhysical,
+        port_bitmaps: HostPhysical,
+    ) {
         self.ept_root.store(ept_root.as_u64(), Ordering::Relaxed);
-        self.msr_bitmap.store(msr_bitmap.as_u64(), Ordering::Relaxed);
-        self.port_bitmap_a.store(port_bitmaps.as_u64(), Ordering::Relaxed);
-        self.port_bitmap_b.store(port_bitmaps.as_u64().wrapping_add(4096), Ordering::Release);
+        self.msr_bitmap
+            .store(msr_bitmap.as_u64(), Ordering::Relaxed);
+        self.port_bitmap_a
+            .store(port_bitmaps.as_u64(), Ordering::Relaxed);
+        self.port_bitmap_b
+            .store(port_bitmaps.as_u64().wrapping_add(4096), Ordering::Release);
     }
 
     /// Publishes how a cell's CPUs behave.
@@ -165,7 +173,11 @@ static PUBLISHED: [Published; MAX_CELLS] = {
     let mut all = [const { Published::new(0) }; MAX_CELLS];
     let mut id = 0;
     while id < MAX_CELLS {
-        all[id] = Published::new(id as u16);
+        // Evaluated by the compiler, which would refuse an index beyond the array.
+        #[allow(clippy::indexing_slicing, reason = "const: checked at compile time")]
+        {
+            all[id] = Published::new(id as u16);
+        }
         id += 1;
     }
     all

@@ -112,9 +112,16 @@ impl Tables {
         let mut frames = [HostPhysical::ZERO; 3];
         for index in 0..frames.len() {
             match zeroed_frame(&mut machinery.pool) {
-                Ok(frame) => frames.iter_mut().skip(index).take(1).for_each(|slot| *slot = frame),
+                Ok(frame) => frames
+                    .iter_mut()
+                    .skip(index)
+                    .take(1)
+                    .for_each(|slot| *slot = frame),
                 Err(failure) => {
-                    frames.iter().take(index).for_each(|frame| release(&mut machinery.pool, *frame));
+                    frames
+                        .iter()
+                        .take(index)
+                        .for_each(|frame| release(&mut machinery.pool, *frame));
                     return Err(failure);
                 }
             }
@@ -124,13 +131,18 @@ impl Tables {
         set_entry(root, 0, pointers.as_u64() | table);
         set_entry(pointers, 0, directory.as_u64() | table);
         set_entry(directory, 0, large);
-        let top = LinearTables.entries(private_root).get(511).map_or(0, |entry| entry.load(Ordering::Acquire));
+        let top = LinearTables
+            .entries(private_root)
+            .get(511)
+            .map_or(0, |entry| entry.load(Ordering::Acquire));
         set_entry(root, 511, top);
         Ok(Self(frames))
     }
 
     fn release(self, machinery: &mut Machinery) {
-        self.0.iter().for_each(|frame| release(&mut machinery.pool, *frame));
+        self.0
+            .iter()
+            .for_each(|frame| release(&mut machinery.pool, *frame));
     }
 }
 
@@ -144,7 +156,8 @@ fn trampoline(values: [u64; 3]) -> Option<[u8; 4096]> {
     page.get_mut(..code.len())?.copy_from_slice(code);
     for (index, value) in values.iter().enumerate() {
         let at = (values_at as usize).checked_add(index.checked_mul(8)?)?;
-        page.get_mut(at..at.checked_add(8)?)?.copy_from_slice(&value.to_le_bytes());
+        page.get_mut(at..at.checked_add(8)?)?
+            .copy_from_slice(&value.to_le_bytes());
     }
     Some(page)
 }
@@ -176,8 +189,12 @@ pub fn restart(
     let private_root = HostPhysical::new(target.private_root.load(Ordering::Acquire));
     let tables = Tables::new(machinery, private_root)?;
     let [root, ..] = tables.0;
-    let page = trampoline([root.as_u64(), private_root.as_u64(), restart_entry as *const () as u64])
-        .ok_or_else(failed)?;
+    let page = trampoline([
+        root.as_u64(),
+        private_root.as_u64(),
+        restart_entry as *const () as u64,
+    ])
+    .ok_or_else(failed)?;
     let place = HostPhysical::new(low_page);
     cpu.windows.read_page(place, saved);
     cpu.windows.write_page(place, &page);
@@ -189,7 +206,11 @@ pub fn restart(
     let mut outcome = Ok(());
     while !target.has_served(Events::JOIN) {
         if time_stamp().wrapping_sub(start) > parameters::deadline_cycles() {
-            outcome = Err(Failure::timed_out(Blame::Hardware, Reason::CpuDidNotStop, u64::from(index)));
+            outcome = Err(Failure::timed_out(
+                Blame::Hardware,
+                Reason::CpuDidNotStop,
+                u64::from(index),
+            ));
             break;
         }
         pause();

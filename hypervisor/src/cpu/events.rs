@@ -8,7 +8,9 @@ use super::{Activity, Events, PerCpu};
 use crate::cell::published;
 use crate::device::apic::{self, register};
 use crate::launch::leave;
-use crate::processor::{self, fixup, fpu, halt_for_ever, msr, pause, read_msr, time_stamp, write_msr};
+use crate::processor::{
+    self, fixup, fpu, halt_for_ever, msr, pause, read_msr, time_stamp, write_msr,
+};
 use crate::trace::public;
 use crate::virt::vmx::control::{self, Start};
 use crate::virt::vmx::entry::{Frame, enter};
@@ -34,7 +36,9 @@ pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, events: Events) {
         park(cpu, frame, Activity::Waiting);
         cpu.shared.waits_for_startup.store(true, Ordering::Release);
     }
-    if events.contains(Events::STARTUP) && cpu.shared.waits_for_startup.swap(false, Ordering::AcqRel) {
+    if events.contains(Events::STARTUP)
+        && cpu.shared.waits_for_startup.swap(false, Ordering::AcqRel)
+    {
         let vector = cpu.shared.startup_vector.load(Ordering::Acquire) as u8;
         run(cpu, frame, Start::Vector(vector));
     }
@@ -67,7 +71,11 @@ pub fn park(cpu: &mut PerCpu, frame: &mut Frame, activity: Activity) {
     if cpu.x2apic && !cpu.is_root {
         apic::reset(cpu);
     }
-    let state = if activity == Activity::Failed { CpuState::Failed } else { CpuState::Waiting };
+    let state = if activity == Activity::Failed {
+        CpuState::Failed
+    } else {
+        CpuState::Waiting
+    };
     public::set_state(cpu.index, state, cpu.cell);
 }
 
@@ -79,7 +87,8 @@ fn join(cpu: &mut PerCpu, frame: &mut Frame) {
     if next == ROOT {
         apic::reset(cpu);
         // Linux' own mode is that of the CPU that never leaves it.
-        let linux_has_x2apic = super::shared(0).is_some_and(|first| first.x2apic.load(Ordering::Acquire));
+        let linux_has_x2apic =
+            super::shared(0).is_some_and(|first| first.x2apic.load(Ordering::Acquire));
         if !linux_has_x2apic && !apic::enter_xapic(cpu) {
             wait_for_restart(cpu);
         }
@@ -108,7 +117,9 @@ fn finish_join(cpu: &mut PerCpu, next: u32) {
     cpu.counters.clear();
     public::clear_fault(cpu.index);
     public::set_state(cpu.index, CpuState::Waiting, next);
-    cpu.shared.waits_for_startup.store(next == ROOT, Ordering::Release);
+    cpu.shared
+        .waits_for_startup
+        .store(next == ROOT, Ordering::Release);
     cpu.shared.cell.store(next, Ordering::Release);
     cpu.shared.acknowledge(Events::JOIN);
 }
@@ -157,7 +168,11 @@ fn measure_apic_timer() {
         return;
     }
     let [highest, ..] = processor::cpuid(0, 0);
-    let crystal = if highest >= 0x15 { processor::cpuid(0x15, 0)[2] } else { 0 };
+    let crystal = if highest >= 0x15 {
+        processor::cpuid(0x15, 0)[2]
+    } else {
+        0
+    };
     let khz = if crystal != 0 {
         crystal / 1000
     } else {
@@ -173,7 +188,10 @@ fn measure_apic_timer() {
         let elapsed = time_stamp().wrapping_sub(start);
         apic::write(true, register::TIMER_INITIAL, 0);
         apic::write(true, register::TIMER_DIVIDE, 0);
-        u64::from(counted).saturating_mul(cycles).checked_div(elapsed).unwrap_or(0) as u32
+        u64::from(counted)
+            .saturating_mul(cycles)
+            .checked_div(elapsed)
+            .unwrap_or(0) as u32
     };
     APIC_KHZ.store(khz, Ordering::Release);
     public::set_apic_khz(khz);

@@ -33,14 +33,17 @@ impl CpuShared {
     /// Posts events. `true`: the caller must send the NMI; none is on its way yet.
     #[must_use]
     pub fn post(&self, events: Events) -> bool {
-        let before = self.mailbox.fetch_or((events | Events::KICK).bits(), Ordering::AcqRel);
+        let before = self
+            .mailbox
+            .fetch_or((events | Events::KICK).bits(), Ordering::AcqRel);
         before & Events::KICK.bits() == 0
     }
 
     /// As [`Self::post`], for events whose end the sender waits for with [`Self::has_served`]. One sender at a time.
     #[must_use]
     pub fn request(&self, events: Events) -> bool {
-        self.acknowledged.fetch_and(!events.bits(), Ordering::AcqRel);
+        self.acknowledged
+            .fetch_and(!events.bits(), Ordering::AcqRel);
         self.post(events)
     }
 
@@ -65,14 +68,20 @@ impl CpuShared {
     /// Takes all events; the mark of the NMI on its way stays.
     #[must_use]
     pub fn take(&self) -> Events {
-        Events::from_bits_retain(self.mailbox.fetch_and(Events::KICK.bits(), Ordering::AcqRel))
-            .difference(Events::KICK)
+        Events::from_bits_retain(
+            self.mailbox
+                .fetch_and(Events::KICK.bits(), Ordering::AcqRel),
+        )
+        .difference(Events::KICK)
     }
 
     /// Accounts for an NMI that arrived. `true`: it was a kick; `false`: it is the guest's.
     #[must_use]
     pub fn nmi_was_kick(&self) -> bool {
-        self.mailbox.fetch_and(!Events::KICK.bits(), Ordering::AcqRel) & Events::KICK.bits() != 0
+        self.mailbox
+            .fetch_and(!Events::KICK.bits(), Ordering::AcqRel)
+            & Events::KICK.bits()
+            != 0
     }
 }
 

@@ -17,9 +17,9 @@ use gaol_abi::image::LINK_BASE;
 
 pub use mailbox::Events;
 
+use self::window::Windows;
 use crate::launch::saved::Saved;
 use crate::memory::address::HostPhysical;
-use self::window::Windows;
 use crate::processor::tables::{DescriptorTables, ExceptionFrame};
 use crate::processor::{self, halt_for_ever};
 use crate::trace::public::CpuCounters;
@@ -222,7 +222,9 @@ pub fn register(index: u32, apic_id: u32) {
 pub fn by_apic_id(apic_id: u32) -> Option<&'static CpuShared> {
     match BY_APIC_ID.get(apic_id as usize) {
         Some(slot) => shared(u32::from(slot.load(Ordering::Relaxed))),
-        None => CPUS.iter().find(|cpu| cpu.apic_id.load(Ordering::Relaxed) == apic_id),
+        None => CPUS
+            .iter()
+            .find(|cpu| cpu.apic_id.load(Ordering::Relaxed) == apic_id),
     }
 }
 

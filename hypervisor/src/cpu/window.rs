@@ -35,7 +35,8 @@ impl Windows {
     pub fn new(page_table: HostPhysical, page_directory: HostPhysical) -> Self {
         Self {
             entries: region::address_of(page_table).wrapping_add(FIRST_ENTRY.wrapping_mul(8)),
-            large_entry: region::address_of(page_directory).wrapping_add(LARGE_ENTRY.wrapping_mul(8)),
+            large_entry: region::address_of(page_directory)
+                .wrapping_add(LARGE_ENTRY.wrapping_mul(8)),
         }
     }
 
@@ -45,7 +46,8 @@ impl Windows {
         let index = index & (COUNT - 1);
         let entry = self.entries.wrapping_add(index.wrapping_mul(8));
         let at = private::WINDOWS.wrapping_add(index << 12);
-        let value = (physical.as_u64() & 0x000f_ffff_ffff_f000) | PRESENT_WRITABLE_NX | ACCESSED_DIRTY;
+        let value =
+            (physical.as_u64() & 0x000f_ffff_ffff_f000) | PRESENT_WRITABLE_NX | ACCESSED_DIRTY;
         // SAFETY: `entry` is this CPU's own page-table entry for the window, which nothing but this type maps; it lies in
         // a frame of the pool that the region's linear map covers.
         unsafe { (entry as *mut u64).write_volatile(value) };
@@ -130,6 +132,8 @@ impl Windows {
     pub fn read_page(&self, physical: HostPhysical, target: &mut [u8; 4096]) {
         let at = self.open(1, physical) & !0xfff;
         // SAFETY: a whole page that the window maps.
-        unsafe { core::ptr::copy_nonoverlapping(at as *const u8, target.as_mut_ptr(), target.len()) };
+        unsafe {
+            core::ptr::copy_nonoverlapping(at as *const u8, target.as_mut_ptr(), target.len())
+        };
     }
 }

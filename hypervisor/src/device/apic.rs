@@ -102,13 +102,17 @@ pub fn write_page(register: u16, value: u32) {
 }
 
 const fn x2apic_msr(register: u16) -> u32 {
-    msr::X2APIC + (register as u32 >> 4)
+    msr::X2APIC.wrapping_add(register as u32 >> 4)
 }
 
 /// Reads a register in whichever mode the APIC is.
 #[must_use]
 pub fn read(x2apic: bool, register: u16) -> u32 {
-    if x2apic { read_msr(x2apic_msr(register)) as u32 } else { read_page(register) }
+    if x2apic {
+        read_msr(x2apic_msr(register)) as u32
+    } else {
+        read_page(register)
+    }
 }
 
 /// Writes a register in whichever mode the APIC is. A reserved bit in x2APIC mode is ignored.
@@ -136,7 +140,12 @@ fn wait_until_sent() -> bool {
 pub fn send(x2apic: bool, target: u32, command: u32) {
     if x2apic {
         // SAFETY: the command was composed here or checked; it goes to a CPU under the hypervisor.
-        unsafe { write_msr(x2apic_msr(register::COMMAND_LOW), (u64::from(target) << 32) | u64::from(command)) };
+        unsafe {
+            write_msr(
+                x2apic_msr(register::COMMAND_LOW),
+                (u64::from(target) << 32) | u64::from(command),
+            )
+        };
         return;
     }
     let high = read_page(register::COMMAND_HIGH);
@@ -197,12 +206,15 @@ fn fill_drain_table(cpu: &PerCpu) {
         return;
     }
     for vector in 0..256usize {
-        let gate = cpu
-            .tables
-            .gate(vector)
-            .unwrap_or_else(|| crate::processor::tables::gate(drop_interrupt as *const () as u64, 0));
+        let gate = cpu.tables.gate(vector).unwrap_or_else(|| {
+            crate::processor::tables::gate(drop_interrupt as *const () as u64, 0)
+        });
         // SAFETY: inside the table; see `Sync`.
-        unsafe { (DRAIN.0.get() as *mut [u64; 2]).add(vector).write_volatile(gate) };
+        unsafe {
+            (DRAIN.0.get() as *mut [u64; 2])
+                .add(vector)
+                .write_volatile(gate)
+        };
     }
     DRAIN_READY.store(true, Ordering::Release);
 }
@@ -211,7 +223,7 @@ fn fill_drain_table(cpu: &PerCpu) {
 /// task priority is 0 and no source is left.
 fn drain(cpu: &PerCpu) {
     fill_drain_table(cpu);
-    let any = |first: u16| (0..8u16).any(|n| read(true, first + (n << 4)) != 0);
+    let any = |first: u16| (0..8u16).any(|n| read(true, first.wrapping_add(n << 4)) != 0);
     for _ in 0..256 {
         if !any(register::IN_SERVICE) {
             break;

@@ -34,7 +34,7 @@ fn cr0_is_legal(value: u64, efer_now: u64, cr4_now: u64, old: u64) -> bool {
         && !(pg && value & cr0::PE == 0)
         && !(value & cr0::NW != 0 && value & cr0::CD == 0)
         && !(pg && old & cr0::PG == 0 && efer_now & efer::LME != 0 && cr4_now & cr4::PAE == 0)
-        && !(!pg && cr4_now & (1 << 17) != 0)
+        && (pg || cr4_now & (1 << 17) == 0)
 }
 
 fn write_cr0(cpu: &PerCpu, value: u64) -> Verdict {
@@ -63,10 +63,17 @@ fn write_cr0(cpu: &PerCpu, value: u64) -> Verdict {
 /// PAE paging outside IA-32e mode: the processor takes the four top entries from the VMCS at VM entry.
 fn load_pdptes(cpu: &PerCpu) -> bool {
     let table = read(Field::GuestCr3) & 0xffff_ffe0;
-    let fields = [Field::GuestPdpte0, Field::GuestPdpte1, Field::GuestPdpte2, Field::GuestPdpte3];
+    let fields = [
+        Field::GuestPdpte0,
+        Field::GuestPdpte1,
+        Field::GuestPdpte2,
+        Field::GuestPdpte3,
+    ];
     for (index, field) in fields.into_iter().enumerate() {
         let at = table.wrapping_add((index as u64) << 3);
-        let Some(physical) = super::memory::to_physical(cpu, at) else { return false };
+        let Some(physical) = super::memory::to_physical(cpu, at) else {
+            return false;
+        };
         write(field, cpu.windows.read_u64(physical));
     }
     true
@@ -81,7 +88,10 @@ fn write_cr4(cpu: &PerCpu, value: u64) -> Verdict {
     if forbidden {
         return GENERAL_PROTECTION;
     }
-    write(Field::GuestCr4, value | cpu.controls.cr4_fixed_ones | cr4::VMXE);
+    write(
+        Field::GuestCr4,
+        value | cpu.controls.cr4_fixed_ones | cr4::VMXE,
+    );
     write(Field::Cr4ReadShadow, value);
     invalidate_all();
     Verdict::Advance

@@ -10,7 +10,9 @@ use gaol_abi::exit::{COUNTER_DROPPED_IPIS, COUNTER_X2APIC_ICR, COUNTER_XAPIC_WRI
 use super::Verdict;
 use crate::cpu::{self, Events, PerCpu};
 use crate::device::apic::{self, register};
-use crate::device::interrupt_command::{Command, CommandBits, DeliveryMode, Processor, Shorthand, Target};
+use crate::device::interrupt_command::{
+    Command, CommandBits, DeliveryMode, Processor, Shorthand, Target,
+};
 use crate::launch::parameters;
 use crate::processor::{fixup, msr};
 use crate::virt::vmx::control::Exception;
@@ -25,7 +27,9 @@ pub fn x2apic_fast(cpu: &PerCpu, value: u64) -> bool {
     if low & (FIXED_PHYSICAL_MASK | 0x000c_0000) != 0 || !cpu.x2apic {
         return false;
     }
-    let Some(target) = cpu::by_apic_id((value >> 32) as u32) else { return false };
+    let Some(target) = cpu::by_apic_id((value >> 32) as u32) else {
+        return false;
+    };
     if target.cell.load(Ordering::Relaxed) != cpu.cell || !target.x2apic.load(Ordering::Relaxed) {
         return false;
     }
@@ -47,7 +51,7 @@ pub fn x2apic_slow(cpu: &PerCpu, value: u64) -> Verdict {
 
 /// Other registers of the x2APIC that a guest may write after a check. `None`: it may not.
 pub fn x2apic_register(number: u32, value: u64) -> Option<Verdict> {
-    let offset = ((number - msr::X2APIC) << 4) as u16;
+    let offset = (number.wrapping_sub(msr::X2APIC) << 4) as u16;
     let allowed = match offset {
         register::SPURIOUS | register::ERROR_STATUS => true,
         register::LVT_LINT0
@@ -72,7 +76,9 @@ pub fn x2apic_register(number: u32, value: u64) -> Option<Verdict> {
 fn lvt_is_harmless(value: u32) -> bool {
     let external = 7;
     let mode = (value >> 8) & 7;
-    mode == u32::from(DeliveryMode::Fixed.0) || mode == u32::from(DeliveryMode::Nmi.0) || mode == external
+    mode == u32::from(DeliveryMode::Fixed.0)
+        || mode == u32::from(DeliveryMode::Nmi.0)
+        || mode == external
 }
 
 /// A write of the root cell to the xAPIC page.
@@ -137,7 +143,9 @@ fn dispatch(cpu: &PerCpu, command: Command) {
     }
     let mut reached = false;
     for number in 0..parameters::cpu_count() {
-        let Some(other) = cpu::shared(number) else { break };
+        let Some(other) = cpu::shared(number) else {
+            break;
+        };
         if !target.addresses(&processor(number, other), number == cpu.index) {
             continue;
         }
@@ -163,7 +171,10 @@ fn deliver(cpu: &PerCpu, target: &cpu::CpuShared, bits: CommandBits) {
     let apic_id = target.apic_id.load(Ordering::Relaxed);
     match bits.delivery_mode() {
         DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
-            let plain = bits.with_logical(false).with_shorthand(Shorthand::None).with_delivery_mode(DeliveryMode::Fixed);
+            let plain = bits
+                .with_logical(false)
+                .with_shorthand(Shorthand::None)
+                .with_delivery_mode(DeliveryMode::Fixed);
             apic::send(cpu.x2apic, apic_id, plain.into_bits());
         }
         DeliveryMode::Nmi => {
@@ -173,7 +184,9 @@ fn deliver(cpu: &PerCpu, target: &cpu::CpuShared, bits: CommandBits) {
         }
         DeliveryMode::Init => post(cpu, target, Events::INIT),
         DeliveryMode::StartUp => {
-            target.startup_vector.store(u32::from(bits.vector()), Ordering::Release);
+            target
+                .startup_vector
+                .store(u32::from(bits.vector()), Ordering::Release);
             post(cpu, target, Events::STARTUP);
         }
         // SMIs are not for guests to send.

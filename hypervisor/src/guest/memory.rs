@@ -2,7 +2,9 @@
 
 use gaol_abi::exit::COUNTER_ROOT_VIOLATIONS;
 
-use super::decode::{Access, DecodeError, Direction, Instruction, MAX_LENGTH, Mode, Operand, decode, length};
+use super::decode::{
+    Access, DecodeError, Direction, Instruction, MAX_LENGTH, Mode, Operand, decode, length,
+};
 use super::walk::{GuestMemory, Paging};
 use super::{Verdict, interrupt};
 use crate::cpu::PerCpu;
@@ -59,13 +61,18 @@ fn through_ept(address: u64) -> Option<HostPhysical> {
     let (readable, large) = (1, 1 << 7);
     for shift in [39u32, 30, 21, 12] {
         let index = (address.wrapping_shr(shift) & 0x1ff) as usize;
-        let entry = LinearTables.entries(table).get(index)?.load(core::sync::atomic::Ordering::Relaxed);
+        let entry = LinearTables
+            .entries(table)
+            .get(index)?
+            .load(core::sync::atomic::Ordering::Relaxed);
         if entry & readable == 0 {
             return None;
         }
         if shift == 12 || entry & large != 0 {
             let offset = 1u64.wrapping_shl(shift).wrapping_sub(1);
-            return Some(HostPhysical::new((entry & ADDRESS_MASK & !offset) | (address & offset)));
+            return Some(HostPhysical::new(
+                (entry & ADDRESS_MASK & !offset) | (address & offset),
+            ));
         }
         table = HostPhysical::new(entry & ADDRESS_MASK);
     }
@@ -94,16 +101,26 @@ fn mode() -> Mode {
 
 /// Copies the bytes at the guest's RIP. Returns how many could be read, at most 16; `None`: not one.
 pub fn fetch(cpu: &PerCpu, bytes: &mut [u8; 16]) -> Option<usize> {
-    let base = if mode() == Mode::Bits64 { 0 } else { read(Field::GuestCsBase) };
+    let base = if mode() == Mode::Bits64 {
+        0
+    } else {
+        read(Field::GuestCsBase)
+    };
     let at = base.wrapping_add(read(Field::GuestRip));
     let paging = paging();
     let mut copied = 0usize;
     // An instruction lies in at most two pages.
     for _ in 0..2 {
-        let Some(rest) = bytes.get_mut(copied..).filter(|rest| !rest.is_empty()) else { break };
+        let Some(rest) = bytes.get_mut(copied..).filter(|rest| !rest.is_empty()) else {
+            break;
+        };
         let address = GuestVirtual::new(at.wrapping_add(copied as u64));
-        let Ok(guest) = paging.translate(&mut Reader(cpu), address) else { break };
-        let Some(physical) = to_physical(cpu, guest.as_u64()) else { break };
+        let Ok(guest) = paging.translate(&mut Reader(cpu), address) else {
+            break;
+        };
+        let Some(physical) = to_physical(cpu, guest.as_u64()) else {
+            break;
+        };
         copied = copied.saturating_add(cpu.windows.read(physical, rest));
     }
     (copied != 0).then_some(copied)
@@ -112,7 +129,12 @@ pub fn fetch(cpu: &PerCpu, bytes: &mut [u8; 16]) -> Option<usize> {
 fn instruction(cpu: &PerCpu) -> Result<Instruction, DecodeError> {
     let mut bytes = [0; 16];
     let count = fetch(cpu, &mut bytes).ok_or(DecodeError::Truncated)?;
-    decode(bytes.get(..count.min(MAX_LENGTH)).ok_or(DecodeError::Truncated)?, mode())
+    decode(
+        bytes
+            .get(..count.min(MAX_LENGTH))
+            .ok_or(DecodeError::Truncated)?,
+        mode(),
+    )
 }
 
 const fn is_apic_page(address: u64) -> bool {
@@ -124,22 +146,38 @@ const fn is_apic_page(address: u64) -> bool {
 pub fn fast(cpu: &PerCpu, frame: &Frame) -> u32 {
     let address = read(Field::GuestPhysicalAddress);
     let is_write = read(Field::ExitQualification) & EptViolation::WRITE.bits() != 0;
-    if !is_apic_page(address) || !is_write || !cpu.is_root || read(Field::GuestCsAccessRights) & CS_LONG == 0 {
+    if !is_apic_page(address)
+        || !is_write
+        || !cpu.is_root
+        || read(Field::GuestCsAccessRights) & CS_LONG == 0
+    {
         return SLOW;
     }
-    let paging =
-        Paging { cr0: cr0::PG, cr3: read(Field::GuestCr3), cr4: read(Field::GuestCr4), efer: efer::LMA };
+    let paging = Paging {
+        cr0: cr0::PG,
+        cr3: read(Field::GuestCr3),
+        cr4: read(Field::GuestCr4),
+        efer: efer::LMA,
+    };
     let rip = read(Field::GuestRip);
-    let Ok(guest) = paging.translate(&mut Reader(cpu), GuestVirtual::new(rip)) else { return SLOW };
+    let Ok(guest) = paging.translate(&mut Reader(cpu), GuestVirtual::new(rip)) else {
+        return SLOW;
+    };
     if rip & 0xfff > 0xff0 {
         return SLOW;
     }
-    let Some(physical) = to_physical(cpu, guest.as_u64()) else { return SLOW };
+    let Some(physical) = to_physical(cpu, guest.as_u64()) else {
+        return SLOW;
+    };
     let bytes = cpu.windows.read_16(physical);
-    let Ok(Instruction::Access(access)) = decode(&bytes, Mode::Bits64) else { return SLOW };
+    let Ok(Instruction::Access(access)) = decode(&bytes, Mode::Bits64) else {
+        return SLOW;
+    };
     let value = match access.operand {
         // RBP and R12 to R15 are not in the frame yet.
-        Operand::Register(number) if number & 8 == 0 && number != 5 => access.stored(frame.register(number)),
+        Operand::Register(number) if number & 8 == 0 && number != 5 => {
+            access.stored(frame.register(number))
+        }
         Operand::Immediate(value) => value,
         _ => return SLOW,
     };
@@ -167,7 +205,10 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     }
     cpu.counters.count(COUNTER_ROOT_VIOLATIONS);
     if qualification.contains(EptViolation::FETCH) {
-        return Verdict::InjectRecorded { exception: Exception::INVALID_OPCODE, address };
+        return Verdict::InjectRecorded {
+            exception: Exception::INVALID_OPCODE,
+            address,
+        };
     }
     super::fault::record(cpu, frame, address);
     if !delivering && skip(cpu) {
@@ -186,21 +227,37 @@ fn reinject() -> bool {
         return false;
     }
     if information & INTERRUPTION_ERROR_CODE != 0 {
-        write(Field::EntryExceptionErrorCode, read(Field::IdtVectoringErrorCode));
+        write(
+            Field::EntryExceptionErrorCode,
+            read(Field::IdtVectoringErrorCode),
+        );
     }
-    write(Field::EntryInstructionLength, read(Field::ExitInstructionLength));
-    write(Field::EntryInterruptionInformation, u64::from(information & !(1 << 12)));
+    write(
+        Field::EntryInstructionLength,
+        read(Field::ExitInstructionLength),
+    );
+    write(
+        Field::EntryInterruptionInformation,
+        u64::from(information & !(1 << 12)),
+    );
     true
 }
 
 /// Steps over the instruction, if its length is known.
 fn skip(cpu: &PerCpu) -> bool {
     let mut bytes = [0; 16];
-    let Some(count) = fetch(cpu, &mut bytes) else { return false };
-    let Some(bytes) = bytes.get(..count.min(MAX_LENGTH)) else { return false };
+    let Some(count) = fetch(cpu, &mut bytes) else {
+        return false;
+    };
+    let Some(bytes) = bytes.get(..count.min(MAX_LENGTH)) else {
+        return false;
+    };
     match length(bytes, mode()) {
         Ok(length) => {
-            write(Field::GuestRip, read(Field::GuestRip).wrapping_add(u64::from(length)));
+            write(
+                Field::GuestRip,
+                read(Field::GuestRip).wrapping_add(u64::from(length)),
+            );
             true
         }
         Err(_) => false,
@@ -209,7 +266,9 @@ fn skip(cpu: &PerCpu) -> bool {
 
 /// A page of Linux' own, beyond what it had told of.
 fn install_far(address: u64) -> bool {
-    let Some(far) = system::far() else { return false };
+    let Some(far) = system::far() else {
+        return false;
+    };
     let at = HostPhysical::new(address);
     let (kind, _) = far.memory_types.uniform_run(at);
     let size = LeafSize::Page2M;
@@ -227,8 +286,12 @@ fn install_far(address: u64) -> bool {
 
 /// Lets a write that can't be stepped over go to a scratch page.
 fn redirect(address: u64) -> bool {
-    let Some(far) = system::far() else { return false };
-    let done = far.table.redirect_hole(&LinearTables, GuestPhysical::new(address), far.scratch);
+    let Some(far) = system::far() else {
+        return false;
+    };
+    let done = far
+        .table
+        .redirect_hole(&LinearTables, GuestPhysical::new(address), far.scratch);
     invalidate_ept();
     done
 }
@@ -237,10 +300,17 @@ fn redirect(address: u64) -> bool {
 fn apic_access(cpu: &PerCpu, frame: &mut Frame, qualification: EptViolation) -> Verdict {
     let address = read(Field::GuestPhysicalAddress);
     if qualification.contains(EptViolation::FETCH) {
-        return Verdict::InjectRecorded { exception: Exception::INVALID_OPCODE, address };
+        return Verdict::InjectRecorded {
+            exception: Exception::INVALID_OPCODE,
+            address,
+        };
     }
     let Ok(Instruction::Access(access)) = instruction(cpu) else {
-        return if skip(cpu) { Verdict::Resume } else { Verdict::Violation { address } };
+        return if skip(cpu) {
+            Verdict::Resume
+        } else {
+            Verdict::Violation { address }
+        };
     };
     let register = (address & 0xff0) as u16;
     // Only aligned 4-byte accesses are defined (SDM, "Local APIC Registers"); others have no effect.
@@ -263,5 +333,8 @@ fn apic_access(cpu: &PerCpu, frame: &mut Frame, qualification: EptViolation) -> 
 }
 
 fn advance_by(access: &Access) {
-    write(Field::GuestRip, read(Field::GuestRip).wrapping_add(u64::from(access.length)));
+    write(
+        Field::GuestRip,
+        read(Field::GuestRip).wrapping_add(u64::from(access.length)),
+    );
 }

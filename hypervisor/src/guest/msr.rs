@@ -28,7 +28,10 @@ fn value(frame: &Frame) -> u64 {
 }
 
 fn refuse(register: u32) -> Verdict {
-    Verdict::InjectRecorded { exception: Exception::GENERAL_PROTECTION, address: u64::from(register) }
+    Verdict::InjectRecorded {
+        exception: Exception::GENERAL_PROTECTION,
+        address: u64::from(register),
+    }
 }
 
 /// RDMSR that needs no thought.
@@ -106,7 +109,9 @@ pub fn write_slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
         }
         msr::APIC_BASE => {
             let mode = apic::BASE_ENABLED | apic::BASE_X2APIC;
-            if fixup::read_msr(register).is_some_and(|now| (now ^ value) & (mode | 0x000f_ffff_ffff_f000) == 0) {
+            if fixup::read_msr(register)
+                .is_some_and(|now| (now ^ value) & (mode | 0x000f_ffff_ffff_f000) == 0)
+            {
                 return Verdict::Advance;
             }
             refuse(register)

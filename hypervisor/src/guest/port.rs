@@ -30,7 +30,7 @@ impl Access {
     }
 
     const fn size(self) -> u32 {
-        (self.0 & 7) as u32 + 1
+        ((self.0 & 7) as u32).wrapping_add(1)
     }
 
     const fn is_input(self) -> bool {
@@ -112,7 +112,9 @@ pub fn slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
         return if cpu.is_root || cpu.ignore_ports {
             Verdict::Advance
         } else {
-            Verdict::Violation { address: u64::from(port) }
+            Verdict::Violation {
+                address: u64::from(port),
+            }
         };
     }
     // Narrow accesses to 0xcf8…0xcfb are other registers of the chipset, the reset control at 0xcf9 among them.
@@ -138,7 +140,9 @@ pub fn slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
     if cpu.is_root {
         cpu.counters.count(COUNTER_ROOT_VIOLATIONS);
     } else if !cpu.ignore_ports && port & !7 != CONFIG_ADDRESS {
-        return Verdict::Violation { address: u64::from(port) };
+        return Verdict::Violation {
+            address: u64::from(port),
+        };
     }
     if access.is_input() {
         put(frame, access.size(), u32::MAX);

@@ -42,13 +42,25 @@ static STARTED: AtomicU64 = AtomicU64::new(0);
 const _: () = assert!(COUNTERS >= 80);
 
 /// A launch that was called off by another CPU: nothing to report.
-const CALLED_OFF: Failure =
-    Failure::new(Blame::Gaol, gaol_abi::hypercall::Errno::TryAgain, Reason::None, 0);
+const CALLED_OFF: Failure = Failure::new(
+    Blame::Gaol,
+    gaol_abi::hypercall::Errno::TryAgain,
+    Reason::None,
+    0,
+);
 
 /// Fails if a fault shall be injected here.
 fn step(cpu: u32, step: LaunchStep) -> Result<(), (LaunchStep, Failure)> {
     if parameters::fault_step() == step.0 && parameters::fault_cpu() == cpu {
-        return Err((step, Failure::new(Blame::Caller, gaol_abi::hypercall::Errno::InputOutput, Reason::FaultInjected, u64::from(step.0))));
+        return Err((
+            step,
+            Failure::new(
+                Blame::Caller,
+                gaol_abi::hypercall::Errno::InputOutput,
+                Reason::FaultInjected,
+                u64::from(step.0),
+            ),
+        ));
     }
     Ok(())
 }
@@ -65,7 +77,11 @@ fn wait(done: impl Fn() -> bool) -> Result<(), Failure> {
             return Err(CALLED_OFF);
         }
         if time_stamp().wrapping_sub(start) > patience {
-            return Err(Failure::timed_out(Blame::Hardware, Reason::CpuTimedOut, u64::from(missing_cpu())));
+            return Err(Failure::timed_out(
+                Blame::Hardware,
+                Reason::CpuTimedOut,
+                u64::from(missing_cpu()),
+            ));
         }
         processor::pause();
     }
@@ -74,7 +90,9 @@ fn wait(done: impl Fn() -> bool) -> Result<(), Failure> {
 /// The first CPU that has not entered, or the last one.
 fn missing_cpu() -> u32 {
     let count = parameters::cpu_count();
-    let absent = |index: &u32| cpu::shared(*index).is_none_or(|cpu| cpu.apic_id.load(Ordering::Relaxed) == u32::MAX);
+    let absent = |index: &u32| {
+        cpu::shared(*index).is_none_or(|cpu| cpu.apic_id.load(Ordering::Relaxed) == u32::MAX)
+    };
     (0..count).find(absent).unwrap_or(count.saturating_sub(1))
 }
 
@@ -126,14 +144,25 @@ pub unsafe extern "sysv64" fn enter(handover: u64) -> ! {
 }
 
 /// Up to the private table. Returns its CR3.
-fn first_half(handover: u64, cpu: u32, apic_id: u32, saved: &Saved) -> Result<u64, (LaunchStep, Failure)> {
+fn first_half(
+    handover: u64,
+    cpu: u32,
+    apic_id: u32,
+    saved: &Saved,
+) -> Result<u64, (LaunchStep, Failure)> {
     let parameters = parameters::get();
     let in_step = |at| move |failure| (at, failure);
     parameters::check(&parameters).map_err(in_step(LaunchStep::Arrive))?;
     if cpu >= parameters.cpu_count {
-        return Err((LaunchStep::Arrive, Failure::gaol(Reason::LaunchParameters, u64::from(cpu))));
+        return Err((
+            LaunchStep::Arrive,
+            Failure::gaol(Reason::LaunchParameters, u64::from(cpu)),
+        ));
     }
-    crate::region::set(crate::memory::address::HostPhysical::new(parameters.region_physical), parameters.region_size);
+    crate::region::set(
+        crate::memory::address::HostPhysical::new(parameters.region_physical),
+        parameters.region_size,
+    );
     let is_primary = parameters::arrived().fetch_add(1, Ordering::AcqRel) == 0;
     if is_primary {
         STARTED.store(time_stamp(), Ordering::Relaxed);
@@ -151,7 +180,8 @@ fn first_half(handover: u64, cpu: u32, apic_id: u32, saved: &Saved) -> Result<u6
     }
     step(cpu, LaunchStep::PrivateTables)?;
     let table = build_tables(&parameters, cpu).map_err(in_step(LaunchStep::PrivateTables))?;
-    fill_per_cpu(&parameters, &table, handover, cpu, apic_id, saved).map_err(in_step(LaunchStep::PrivateTables))?;
+    fill_per_cpu(&parameters, &table, handover, cpu, apic_id, saved)
+        .map_err(in_step(LaunchStep::PrivateTables))?;
     Ok(table.root.as_u64())
 }
 
@@ -209,7 +239,9 @@ fn fill_per_cpu(
     };
     // SAFETY: the first page of this CPU's area, which the boot page table maps writable and nobody else uses.
     unsafe { (area as *mut PerCpu).write(fresh) };
-    shared.private_root.store(table.root.as_u64(), Ordering::Release);
+    shared
+        .private_root
+        .store(table.root.as_u64(), Ordering::Release);
     shared.x2apic.store(apic::is_x2apic(), Ordering::Release);
     Ok(())
 }
@@ -242,7 +274,8 @@ fn reach_guest(cpu: &mut PerCpu) -> Result<Frame, (LaunchStep, Failure)> {
     fill_control_block(cpu).map_err(in_step(LaunchStep::FillControlBlock))?;
     step(cpu.index, LaunchStep::Ready)?;
     READY.fetch_add(1, Ordering::AcqRel);
-    wait(|| READY.load(Ordering::Acquire) >= parameters::cpu_count()).map_err(in_step(LaunchStep::Ready))?;
+    wait(|| READY.load(Ordering::Acquire) >= parameters::cpu_count())
+        .map_err(in_step(LaunchStep::Ready))?;
     Ok(Frame::default())
 }
 
@@ -299,7 +332,11 @@ fn fill_control_block(cpu: &mut PerCpu) -> Result<(), Failure> {
     // SAFETY: this CPU's own page, in which nothing changes now but the NMI count, which is not looked at.
     let page = unsafe { &*page(cpu.handover) };
     control::fill_linux(cpu, page, parameters::stub_first_instruction())?;
-    control::confine(&crate::cell::published(0).ok_or(Failure::gaol(Reason::LaunchParameters, 0))?.confinement());
+    control::confine(
+        &crate::cell::published(0)
+            .ok_or(Failure::gaol(Reason::LaunchParameters, 0))?
+            .confinement(),
+    );
     Ok(())
 }
 
@@ -354,5 +391,6 @@ fn meet(cpu: &PerCpu) -> Result<(), (LaunchStep, Failure)> {
             system::publish_pool(&machinery.pool);
         }
     }
-    wait(|| parameters::launch_word() == LaunchWord::Committed).map_err(|failure| (LaunchStep::FirstExit, failure))
+    wait(|| parameters::launch_word() == LaunchWord::Committed)
+        .map_err(|failure| (LaunchStep::FirstExit, failure))
 }

@@ -23,6 +23,12 @@ fn base() -> u64 {
     LINK_BASE.wrapping_add(image().memory_size)
 }
 
+/// Address of the field at `offset`.
+#[inline]
+fn field(offset: usize) -> u64 {
+    base().wrapping_add(offset as u64)
+}
+
 /// A copy of the parameters. Only the fields that do not change after the module wrote them are of use.
 #[must_use]
 pub fn get() -> LaunchParameters {
@@ -58,23 +64,66 @@ macro_rules! constant {
         #[inline]
         pub fn $name() -> $kind {
             // SAFETY: an aligned field of the mapped parameters.
-            unsafe {
-                ((base() + offset_of!(LaunchParameters, $field) as u64) as *const $kind).read_volatile()
-            }
+            unsafe { (field(offset_of!(LaunchParameters, $field)) as *const $kind).read_volatile() }
         }
     };
 }
 
 constant!(cpu_count, cpu_count, u32, "CPUs that take part.");
-constant!(deadline_cycles, deadline_cycles, u64, "Longest time that a CPU waits for the others.");
-constant!(tsc_khz, tsc_khz, u32, "Frequency of the time stamp counter in kHz.");
-constant!(low_page, low_page, u64, "A page below 1 MiB to borrow, 0 for none.");
-constant!(pm_timer_port, pm_timer_port, u32, "Port of the power management timer, 0 for none.");
-constant!(stub_leave, stub_leave, u64, "Virtual address of the way back.");
-constant!(stub_first_instruction, stub_first_instruction, u64, "Linux' first instruction as a guest.");
-constant!(fault_step, fault_step, u32, "Step at which a fault is injected.");
-constant!(fault_cpu, fault_cpu, u32, "CPU on which a fault is injected.");
-constant!(physical_end, physical_end, u64, "First address beyond what Linux knows of.");
+constant!(
+    deadline_cycles,
+    deadline_cycles,
+    u64,
+    "Longest time that a CPU waits for the others."
+);
+constant!(
+    tsc_khz,
+    tsc_khz,
+    u32,
+    "Frequency of the time stamp counter in kHz."
+);
+constant!(
+    low_page,
+    low_page,
+    u64,
+    "A page below 1 MiB to borrow, 0 for none."
+);
+constant!(
+    pm_timer_port,
+    pm_timer_port,
+    u32,
+    "Port of the power management timer, 0 for none."
+);
+constant!(
+    stub_leave,
+    stub_leave,
+    u64,
+    "Virtual address of the way back."
+);
+constant!(
+    stub_first_instruction,
+    stub_first_instruction,
+    u64,
+    "Linux' first instruction as a guest."
+);
+constant!(
+    fault_step,
+    fault_step,
+    u32,
+    "Step at which a fault is injected."
+);
+constant!(
+    fault_cpu,
+    fault_cpu,
+    u32,
+    "CPU on which a fault is injected."
+);
+constant!(
+    physical_end,
+    physical_end,
+    u64,
+    "First address beyond what Linux knows of."
+);
 constant!(public_offset, public, u64, "Offset of the public pages.");
 constant!(public_size, public_size, u64, "Bytes of the public pages.");
 
@@ -87,7 +136,7 @@ pub fn public_base() -> u64 {
 
 fn word(offset: usize) -> &'static AtomicU32 {
     // SAFETY: an aligned u32 of the mapped parameters that is only accessed atomically.
-    unsafe { AtomicU32::from_ptr((base() + offset as u64) as *mut u32) }
+    unsafe { AtomicU32::from_ptr(field(offset) as *mut u32) }
 }
 
 /// The launch word.
@@ -100,7 +149,12 @@ pub fn launch_word() -> LaunchWord {
 #[must_use]
 pub fn decide(decision: LaunchWord) -> bool {
     word(offset_of!(LaunchParameters, launch_word))
-        .compare_exchange(LaunchWord::Prepare.0, decision.0, Ordering::AcqRel, Ordering::Acquire)
+        .compare_exchange(
+            LaunchWord::Prepare.0,
+            decision.0,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        )
         .is_ok()
 }
 
@@ -112,7 +166,7 @@ pub fn arrived() -> &'static AtomicU32 {
 
 /// Publishes how long the launch took.
 pub fn set_enable_cycles(cycles: u64) {
-    let at = (base() + offset_of!(LaunchParameters, enable_cycles) as u64) as *mut u64;
+    let at = field(offset_of!(LaunchParameters, enable_cycles)) as *mut u64;
     // SAFETY: an aligned field that is only accessed atomically.
     unsafe { AtomicU64::from_ptr(at) }.store(cycles, Ordering::Relaxed);
 }

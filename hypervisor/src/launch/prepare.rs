@@ -15,7 +15,9 @@ use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::frames::FramePool;
 use crate::memory::memory_types::{MemoryType, MemoryTypes, Mtrrs};
-use crate::memory::page_table::{Access, Attributes, Ept, FarReserve, LeafSize, Limits, PageTable, Scratch};
+use crate::memory::page_table::{
+    Access, Attributes, Ept, FarReserve, LeafSize, Limits, PageTable, Scratch,
+};
 use crate::processor::{cpuid, msr, read_msr};
 use crate::region::{self, LinearTables};
 use crate::system::{self, Far, Machinery, PoolTables, everything, map_failure};
@@ -42,7 +44,9 @@ pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
     if header.console_kind == CONSOLE_UART_PORT
         && let Some(port) = view.console_port()
     {
-        let baud = BAUD_AT_DIVISOR_1.checked_div(header.console_divisor).unwrap_or(BAUD_AT_DIVISOR_1);
+        let baud = BAUD_AT_DIVISOR_1
+            .checked_div(header.console_divisor)
+            .unwrap_or(BAUD_AT_DIVISOR_1);
         console::use_uart(port, baud);
     }
     let image = super::parameters::image();
@@ -60,16 +64,33 @@ pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
         let no_erratum = 1 << 6;
         features & (1 << 29) != 0 && read_msr(msr::ARCH_CAPABILITIES) & no_erratum != 0
     };
-    let largest = if controls.ept_1g { LeafSize::Page1G } else { LeafSize::Page2M };
-    let cell_limits =
-        Limits { largest, largest_executable: if large_executable { largest } else { LeafSize::Page4K } };
+    let largest = if controls.ept_1g {
+        LeafSize::Page1G
+    } else {
+        LeafSize::Page2M
+    };
+    let cell_limits = Limits {
+        largest,
+        largest_executable: if large_executable {
+            largest
+        } else {
+            LeafSize::Page4K
+        },
+    };
     set_far(&mut pool, &root_ept, &memory_types)?;
     public::set_cpu_count(parameters.cpu_count);
     public::set_tsc_khz(parameters.tsc_khz);
     public::set_image_bytes([image.text_size, image.rodata_size, image.data_size]);
     public::set_cells(1);
     system::publish_pool(&pool);
-    guard.machinery = Some(Machinery { pool, machine, root_ept, root_ports, memory_types, cell_limits });
+    guard.machinery = Some(Machinery {
+        pool,
+        machine,
+        root_ept,
+        root_ports,
+        memory_types,
+        cell_limits,
+    });
     lifecycle::update_foreign(&guard.cells, None)
 }
 
@@ -86,16 +107,18 @@ fn config(parameters: &LaunchParameters) -> Result<&'static [u8], Failure> {
 fn pool(parameters: &LaunchParameters) -> Result<FramePool<'static>, Failure> {
     let frames = parameters.region_size.saturating_sub(parameters.pool) / PAGE;
     let words = FramePool::bitmap_words(frames as usize);
-    let bitmap_frames = (words as u64 * 8).div_ceil(PAGE);
-    let free = frames.checked_sub(bitmap_frames).ok_or(Failure::out_of_frames())?;
+    let bitmap_frames = (words as u64).saturating_mul(8).div_ceil(PAGE);
+    let free = frames
+        .checked_sub(bitmap_frames)
+        .ok_or(Failure::out_of_frames())?;
     let at = LINK_BASE.wrapping_add(parameters.pool);
     for frame in 0..bitmap_frames {
-        region::fill_frame(region::at(parameters.pool.wrapping_add(frame * PAGE)), 0);
+        region::fill_frame(region::at(parameters.pool.wrapping_add(frame << 12)), 0);
     }
     // SAFETY: the first frames behind `pool`, zeroed above, become the bitmap and are never given out: the pool begins
     // behind them.
     let bitmap = unsafe { core::slice::from_raw_parts_mut(at as *mut u64, words) };
-    let base = region::at(parameters.pool.wrapping_add(bitmap_frames * PAGE));
+    let base = region::at(parameters.pool.wrapping_add(bitmap_frames << 12));
     FramePool::new(bitmap, base, free as usize).ok_or(Failure::out_of_frames())
 }
 
@@ -104,15 +127,24 @@ fn memory_types() -> Result<MemoryTypes, Failure> {
     let count = ((capabilities & 0xff) as usize).min(32);
     let mut variable = [(0u64, 0u64); 32];
     for (index, pair) in variable.iter_mut().take(count).enumerate() {
-        let register = msr::MTRR_VARIABLE.wrapping_add(index as u32 * 2);
+        let register = msr::MTRR_VARIABLE.wrapping_add((index as u32) << 1);
         *pair = (read_msr(register), read_msr(register.wrapping_add(1)));
     }
     let mut fixed = [0u64; 11];
     let has_fixed = capabilities & (1 << 8) != 0;
     if has_fixed {
-        let registers = [msr::MTRR_FIXED_64K, msr::MTRR_FIXED_16K, msr::MTRR_FIXED_16K + 1];
-        let all = registers.into_iter().chain(msr::MTRR_FIXED_4K..msr::MTRR_FIXED_4K + 8);
-        fixed.iter_mut().zip(all).for_each(|(value, register)| *value = read_msr(register));
+        let registers = [
+            msr::MTRR_FIXED_64K,
+            msr::MTRR_FIXED_16K,
+            msr::MTRR_FIXED_16K + 1,
+        ];
+        let all = registers
+            .into_iter()
+            .chain(msr::MTRR_FIXED_4K..msr::MTRR_FIXED_4K + 8);
+        fixed
+            .iter_mut()
+            .zip(all)
+            .for_each(|(value, register)| *value = read_msr(register));
     }
     MemoryTypes::new(&Mtrrs {
         capabilities,
@@ -129,7 +161,8 @@ fn physical_bits() -> u32 {
 }
 
 fn range(start: u64, size: u64) -> Result<Range<GuestPhysical>, Failure> {
-    Range::new(GuestPhysical::new(start), size).ok_or(Failure::gaol(Reason::LaunchParameters, start))
+    Range::new(GuestPhysical::new(start), size)
+        .ok_or(Failure::gaol(Reason::LaunchParameters, start))
 }
 
 /// The root's EPT: everything up to the end of what Linux knows of, with the machine's memory types; the APIC's page
@@ -140,7 +173,11 @@ fn root_ept(
     memory_types: &MemoryTypes,
     controls: &Controls,
 ) -> Result<PageTable<Ept>, Failure> {
-    let largest = if controls.ept_1g { LeafSize::Page1G } else { LeafSize::Page2M };
+    let largest = if controls.ept_1g {
+        LeafSize::Page1G
+    } else {
+        LeafSize::Page2M
+    };
     let tables = &mut PoolTables(pool);
     let none = |_| Failure::out_of_frames();
     let mut ept = PageTable::<Ept>::new(tables, 4, Limits::all(largest)).map_err(none)?;
@@ -155,18 +192,40 @@ fn root_ept(
             break;
         }
         // Nobody uses the table yet, here and below.
-        ept.map(tables, range(at, length)?, HostPhysical::new(at), everything(kind)).map_err(map_failure)?.ignore();
+        ept.map(
+            tables,
+            range(at, length)?,
+            HostPhysical::new(at),
+            everything(kind),
+        )
+        .map_err(map_failure)?
+        .ignore();
         at = at.saturating_add(length);
     }
     let read_only = |kind| Attributes::new(Access::READ, kind);
-    ept.map(tables, range(APIC_PHYSICAL, PAGE)?, HostPhysical::new(APIC_PHYSICAL), read_only(MemoryType::Uncacheable))
-        .map_err(map_failure)?
-        .ignore();
-    ept.map_hole(tables, range(parameters.region_physical, parameters.region_size)?).map_err(map_failure)?.ignore();
+    ept.map(
+        tables,
+        range(APIC_PHYSICAL, PAGE)?,
+        HostPhysical::new(APIC_PHYSICAL),
+        read_only(MemoryType::Uncacheable),
+    )
+    .map_err(map_failure)?
+    .ignore();
+    ept.map_hole(
+        tables,
+        range(parameters.region_physical, parameters.region_size)?,
+    )
+    .map_err(map_failure)?
+    .ignore();
     let public = region::at(parameters.public);
-    ept.map(tables, range(public.as_u64(), parameters.public_size)?, public, read_only(MemoryType::WriteBack))
-        .map_err(map_failure)?
-        .ignore();
+    ept.map(
+        tables,
+        range(public.as_u64(), parameters.public_size)?,
+        public,
+        read_only(MemoryType::WriteBack),
+    )
+    .map_err(map_failure)?
+    .ignore();
     Ok(ept)
 }
 
@@ -177,7 +236,10 @@ fn root_bitmaps(
     view: &SystemView<'_>,
 ) -> Result<HostPhysical, Failure> {
     let msrs = system::zeroed_frame(pool)?;
-    let ports = pool.allocate_contiguous(2, 1).map_err(|_| Failure::out_of_frames())?.address();
+    let ports = pool
+        .allocate_contiguous(2, 1)
+        .map_err(|_| Failure::out_of_frames())?
+        .address();
     // SAFETY: frames of the pool that are kept for ever, page-aligned, of the bitmaps' size; any content is valid.
     let (msr_bitmap, port_bitmaps) = unsafe {
         (
@@ -200,10 +262,18 @@ fn set_far(
     memory_types: &MemoryTypes,
 ) -> Result<(), Failure> {
     let none = |_| Failure::out_of_frames();
-    let frames = pool.allocate_contiguous(FAR_FRAMES as usize, 1).map_err(none)?.address();
+    let frames = pool
+        .allocate_contiguous(FAR_FRAMES as usize, 1)
+        .map_err(none)?
+        .address();
     let reserve = FarReserve::new(&LinearTables, frames, FAR_FRAMES);
     let scratch = Scratch::new::<Ept, _>(&mut PoolTables(pool)).map_err(none)?;
-    system::set_far(Far { table: ept.alias(), reserve, memory_types: memory_types.clone(), scratch });
+    system::set_far(Far {
+        table: ept.alias(),
+        reserve,
+        memory_types: memory_types.clone(),
+        scratch,
+    });
     Ok(())
 }
 

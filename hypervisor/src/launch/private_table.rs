@@ -13,7 +13,9 @@ use crate::cpu::{PRIVATE_BASE, area, private};
 use crate::error::Failure;
 use crate::memory::address::{HostPhysical, HostVirtual, Range};
 use crate::memory::memory_types::MemoryType;
-use crate::memory::page_table::{Access, Attributes, Host, LeafSize, Limits, PageTable, TableMemory};
+use crate::memory::page_table::{
+    Access, Attributes, Host, LeafSize, Limits, PageTable, TableMemory,
+};
 use crate::processor::{cr4, read_cr4};
 use crate::region;
 use crate::system::PoolTables;
@@ -21,10 +23,12 @@ use crate::system::PoolTables;
 /// Where the local APIC's registers are (Gaol refuses machines that moved them).
 pub const APIC_PHYSICAL: u64 = 0xfee0_0000;
 
-const TEXT: Attributes = Attributes::new(Access::READ.union(Access::EXECUTE), MemoryType::WriteBack);
+const TEXT: Attributes =
+    Attributes::new(Access::READ.union(Access::EXECUTE), MemoryType::WriteBack);
 const READ_ONLY: Attributes = Attributes::new(Access::READ, MemoryType::WriteBack);
 const DATA: Attributes = Attributes::new(Access::READ.union(Access::WRITE), MemoryType::WriteBack);
-const DEVICE: Attributes = Attributes::new(Access::READ.union(Access::WRITE), MemoryType::Uncacheable);
+const DEVICE: Attributes =
+    Attributes::new(Access::READ.union(Access::WRITE), MemoryType::Uncacheable);
 
 /// A CPU's page table, built.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +43,12 @@ pub struct PrivateTable {
 #[must_use]
 pub fn area_page(parameters: &LaunchParameters, cpu: u32, page: u64) -> HostPhysical {
     let area = u64::from(cpu).wrapping_mul(area::SIZE);
-    region::at(parameters.cpu_areas.wrapping_add(area).wrapping_add(page << 12))
+    region::at(
+        parameters
+            .cpu_areas
+            .wrapping_add(area)
+            .wrapping_add(page << 12),
+    )
 }
 
 fn map(
@@ -57,13 +66,16 @@ fn map(
         return Ok(());
     }
     // Nobody uses the table yet.
-    table.map(tables, range, physical, attributes).map_err(crate::system::map_failure)?.ignore();
+    table
+        .map(tables, range, physical, attributes)
+        .map_err(crate::system::map_failure)?
+        .ignore();
     Ok(())
 }
 
 /// The table that entry `index` of `table` leads to.
 fn below(table: HostPhysical, address: u64, level: u32) -> HostPhysical {
-    let index = (address >> (12 + 9 * (level - 1))) & 0x1ff;
+    let index = (address >> level.wrapping_mul(9).wrapping_add(3)) & 0x1ff;
     let entry = region::LinearTables
         .entries(table)
         .get(index as usize)
@@ -72,10 +84,15 @@ fn below(table: HostPhysical, address: u64, level: u32) -> HostPhysical {
 }
 
 /// Builds the page table of CPU `cpu`.
-pub fn build(parameters: &LaunchParameters, tables: &mut PoolTables<'_>, cpu: u32) -> Result<PrivateTable, Failure> {
+pub fn build(
+    parameters: &LaunchParameters,
+    tables: &mut PoolTables<'_>,
+    cpu: u32,
+) -> Result<PrivateTable, Failure> {
     let levels = if read_cr4() & cr4::LA57 != 0 { 5 } else { 4 };
     let limits = Limits::all(LeafSize::Page2M);
-    let mut table = PageTable::<Host>::new(tables, levels, limits).map_err(|_| Failure::out_of_frames())?;
+    let mut table =
+        PageTable::<Host>::new(tables, levels, limits).map_err(|_| Failure::out_of_frames())?;
     let image = super::parameters::image();
     let page = 4096;
     let linear = [
@@ -84,24 +101,72 @@ pub fn build(parameters: &LaunchParameters, tables: &mut PoolTables<'_>, cpu: u3
         (image.data, image.data_size, DATA),
         (image.memory_size, page, DATA),
         (parameters.public, parameters.public_size, DATA),
-        (parameters.config, (parameters.config_size.wrapping_add(page - 1)) & !(page - 1), READ_ONLY),
-        (parameters.pool, parameters.region_size.wrapping_sub(parameters.pool), DATA),
+        (
+            parameters.config,
+            (parameters.config_size.wrapping_add(page - 1)) & !(page - 1),
+            READ_ONLY,
+        ),
+        (
+            parameters.pool,
+            parameters.region_size.wrapping_sub(parameters.pool),
+            DATA,
+        ),
     ];
     for (offset, size, attributes) in linear {
-        map(&mut table, tables, LINK_BASE.wrapping_add(offset), region::at(offset), size, attributes)?;
+        map(
+            &mut table,
+            tables,
+            LINK_BASE.wrapping_add(offset),
+            region::at(offset),
+            size,
+            attributes,
+        )?;
     }
     let own = [
         (PRIVATE_BASE, area::PER_CPU, 1),
         (private::NMI_STACK_END - page, area::NMI_STACK, 1),
-        (private::DOUBLE_FAULT_STACK_END - page, area::DOUBLE_FAULT_STACK, 1),
-        (private::MACHINE_CHECK_STACK_END - page, area::MACHINE_CHECK_STACK, 1),
-        (private::STACK_END - area::STACK_PAGES * page, area::STACK, area::STACK_PAGES),
+        (
+            private::DOUBLE_FAULT_STACK_END - page,
+            area::DOUBLE_FAULT_STACK,
+            1,
+        ),
+        (
+            private::MACHINE_CHECK_STACK_END - page,
+            area::MACHINE_CHECK_STACK,
+            1,
+        ),
+        (
+            private::STACK_END - (area::STACK_PAGES << 12),
+            area::STACK,
+            area::STACK_PAGES,
+        ),
     ];
     for (at, first, pages) in own {
-        map(&mut table, tables, at, area_page(parameters, cpu, first), pages * page, DATA)?;
+        map(
+            &mut table,
+            tables,
+            at,
+            area_page(parameters, cpu, first),
+            pages << 12,
+            DATA,
+        )?;
     }
-    map(&mut table, tables, private::APIC, HostPhysical::new(APIC_PHYSICAL), page, DEVICE)?;
-    map(&mut table, tables, parameters.stub_virtual, HostPhysical::new(parameters.stub_physical), page, TEXT)?;
+    map(
+        &mut table,
+        tables,
+        private::APIC,
+        HostPhysical::new(APIC_PHYSICAL),
+        page,
+        DEVICE,
+    )?;
+    map(
+        &mut table,
+        tables,
+        parameters.stub_virtual,
+        HostPhysical::new(parameters.stub_physical),
+        page,
+        TEXT,
+    )?;
     let handover = u64::from(cpu) << 12;
     map(
         &mut table,
@@ -116,5 +181,8 @@ pub fn build(parameters: &LaunchParameters, tables: &mut PoolTables<'_>, cpu: u3
         directory = below(directory, PRIVATE_BASE, level);
     }
     let page_table = below(directory, PRIVATE_BASE, 2);
-    Ok(PrivateTable { root: table.root(), windows: Windows::new(page_table, directory) })
+    Ok(PrivateTable {
+        root: table.root(),
+        windows: Windows::new(page_table, directory),
+    })
 }

@@ -35,7 +35,11 @@ impl Saved {
             efer: read_msr(msr::EFER),
             pat: read_msr(msr::PAT),
             debugctl: read_msr(msr::DEBUGCTL),
-            sysenter: [read_msr(msr::SYSENTER_CS), read_msr(msr::SYSENTER_ESP), read_msr(msr::SYSENTER_EIP)],
+            sysenter: [
+                read_msr(msr::SYSENTER_CS),
+                read_msr(msr::SYSENTER_ESP),
+                read_msr(msr::SYSENTER_EIP),
+            ],
             fs_base: read_msr(msr::FS_BASE),
             gs_base: read_msr(msr::GS_BASE),
         }

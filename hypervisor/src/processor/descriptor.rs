@@ -22,13 +22,23 @@ impl Segment {
     /// A segment that can't be used: a NULL selector was loaded.
     #[must_use]
     pub const fn unusable(selector: u16) -> Self {
-        Self { selector, base: 0, limit: 0, access_rights: ACCESS_UNUSABLE }
+        Self {
+            selector,
+            base: 0,
+            limit: 0,
+            access_rights: ACCESS_UNUSABLE,
+        }
     }
 
     /// A segment as it is after INIT: base = 16 × selector, limit 64 KiB.
     #[must_use]
     pub const fn real_mode(selector: u16, access_rights: u32) -> Self {
-        Self { selector, base: (selector as u64) << 4, limit: 0xffff, access_rights }
+        Self {
+            selector,
+            base: (selector as u64) << 4,
+            limit: 0xffff,
+            access_rights,
+        }
     }
 }
 
@@ -60,7 +70,12 @@ pub fn segment(table: &[u8], selector: u16) -> Option<Segment> {
     if access & 0x8000 != 0 {
         limit = (limit << 12) | 0xfff;
     }
-    Some(Segment { selector, base, limit, access_rights: access })
+    Some(Segment {
+        selector,
+        base,
+        limit,
+        access_rights: access,
+    })
 }
 
 #[cfg(test)]
@@ -80,7 +95,10 @@ mod tests {
     #[test]
     fn code_data_and_task_segments_are_read() {
         let code = segment(&table(), 0x10).unwrap();
-        assert_eq!((code.base, code.limit, code.access_rights), (0, u32::MAX, 0xa09b));
+        assert_eq!(
+            (code.base, code.limit, code.access_rights),
+            (0, u32::MAX, 0xa09b)
+        );
         let data = segment(&table(), 0x18).unwrap();
         assert_eq!(data.access_rights, 0xc093);
         let task = segment(&table(), 0x40).unwrap();
@@ -93,7 +111,10 @@ mod tests {
     #[test]
     fn null_selectors_are_unusable_and_foreign_ones_are_refused() {
         for rpl in 0..4 {
-            assert_eq!(segment(&table(), rpl).unwrap().access_rights, ACCESS_UNUSABLE);
+            assert_eq!(
+                segment(&table(), rpl).unwrap().access_rights,
+                ACCESS_UNUSABLE
+            );
         }
         assert_eq!(segment(&table(), 0x80), None);
         assert_eq!(segment(&table(), 0x14), None);

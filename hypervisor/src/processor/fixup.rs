@@ -96,6 +96,13 @@ unsafe extern "C" {
 /// Where to go on after #GP at `rip`; `None`: that one is a fault of the hypervisor.
 #[must_use]
 pub fn continuation(rip: u64) -> Option<u64> {
-    let known = [&raw const gaol_fixup_rdmsr, &raw const gaol_fixup_wrmsr, &raw const gaol_fixup_xsetbv];
-    known.iter().any(|at| *at as u64 == rip).then_some(failed as *const () as u64)
+    let known = [
+        &raw const gaol_fixup_rdmsr,
+        &raw const gaol_fixup_wrmsr,
+        &raw const gaol_fixup_xsetbv,
+    ];
+    known
+        .iter()
+        .any(|at| *at as u64 == rip)
+        .then_some(failed as *const () as u64)
 }

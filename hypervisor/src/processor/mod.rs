@@ -154,7 +154,9 @@ pub unsafe fn write_msr(register: u32, value: u64) {
 pub fn time_stamp() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: RDTSC touches no memory and can't fault at CPL 0.
-    unsafe { asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    };
     (u64::from(high) << 32) | u64::from(low)
 }
 
@@ -242,7 +244,9 @@ pub unsafe fn port_read(port: u16, size: u32) -> u32 {
                 asm!("in ax, dx", in("dx") port, out("ax") word, options(nomem, nostack, preserves_flags));
                 value = u32::from(word);
             }
-            4 => asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)),
+            4 => {
+                asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags))
+            }
             _ => {}
         }
     }
@@ -258,9 +262,15 @@ pub unsafe fn port_write(port: u16, size: u32, value: u32) {
     // SAFETY: as in `port_read`.
     unsafe {
         match size {
-            1 => asm!("out dx, al", in("dx") port, in("al") value as u8, options(nomem, nostack, preserves_flags)),
-            2 => asm!("out dx, ax", in("dx") port, in("ax") value as u16, options(nomem, nostack, preserves_flags)),
-            4 => asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)),
+            1 => {
+                asm!("out dx, al", in("dx") port, in("al") value as u8, options(nomem, nostack, preserves_flags))
+            }
+            2 => {
+                asm!("out dx, ax", in("dx") port, in("ax") value as u16, options(nomem, nostack, preserves_flags))
+            }
+            4 => {
+                asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags))
+            }
             _ => {}
         }
     }

@@ -26,6 +26,8 @@ const MACHINE_CHECK_IST: u8 = 4;
 
 const VECTORS: usize = 32;
 const GDT_ENTRIES: usize = 10;
+const IDT_LIMIT: u16 = (size_of::<[[u64; 2]; VECTORS]>() - 1) as u16;
+const GDT_LIMIT: u16 = (size_of::<[u64; GDT_ENTRIES]>() - 1) as u16;
 
 /// GDT, TSS and IDT of a CPU.
 #[repr(C, align(16))]
@@ -64,17 +66,22 @@ impl DescriptorTables {
     /// Tables with nothing in them.
     #[must_use]
     pub const fn empty() -> Self {
-        Self { gdt: [0; GDT_ENTRIES], idt: [[0; 2]; VECTORS], task_state: [0; TASK_STATE_BYTES] }
+        Self {
+            gdt: [0; GDT_ENTRIES],
+            idt: [[0; 2]; VECTORS],
+            task_state: [0; TASK_STATE_BYTES],
+        }
     }
 
     /// Fills the tables for the place `at` (their own address in the private table).
     pub fn fill(&mut self, at: u64) {
         let task = at.wrapping_add(offset_of!(Self, task_state) as u64);
-        let limit = TASK_STATE_BYTES as u64 - 1;
+        let limit = const { TASK_STATE_BYTES as u64 - 1 };
         self.gdt = [0; GDT_ENTRIES];
         let [_, _, code, _, _, _, _, _, task_low, task_high] = &mut self.gdt;
         *code = 0x00af_9b00_0000_ffff;
-        *task_low = limit | ((task & 0xff_ffff) << 16) | (0x89 << 40) | ((task & 0xff00_0000) << 32);
+        *task_low =
+            limit | ((task & 0xff_ffff) << 16) | (0x89 << 40) | ((task & 0xff00_0000) << 32);
         *task_high = task >> 32;
         self.task_state.fill(0);
         // IST 1 is at 0x24 of the task state segment (SDM, "64-bit TSS Format").
@@ -83,7 +90,11 @@ impl DescriptorTables {
             (NMI_IST, private::NMI_STACK_END),
             (MACHINE_CHECK_IST, private::MACHINE_CHECK_STACK_END),
         ] {
-            put(&mut self.task_state, 0x1c + usize::from(ist) * 8, stack);
+            put(
+                &mut self.task_state,
+                usize::from(ist).wrapping_mul(8).wrapping_add(0x1c),
+                stack,
+            );
         }
         for (vector, entry) in self.idt.iter_mut().enumerate() {
             *entry = match vector {
@@ -125,8 +136,14 @@ impl DescriptorTables {
     /// `at` is the address of filled tables that stay where they are for as long as this CPU is in the hypervisor; the
     /// private table is loaded.
     pub unsafe fn load(&mut self, at: u64) {
-        let idt = Pointer { limit: (size_of::<[[u64; 2]; VECTORS]>() - 1) as u16, base: Self::idt_base(at) };
-        let gdt = Pointer { limit: (size_of::<[u64; GDT_ENTRIES]>() - 1) as u16, base: Self::gdt_base(at) };
+        let idt = Pointer {
+            limit: IDT_LIMIT,
+            base: Self::idt_base(at),
+        };
+        let gdt = Pointer {
+            limit: GDT_LIMIT,
+            base: Self::gdt_base(at),
+        };
         // LTR demands a TSS that is not busy.
         if let Some(task) = self.gdt.get_mut(usize::from(TASK_SELECTOR / 8)) {
             *task &= !(1 << 41);
@@ -293,9 +310,12 @@ extern "sysv64" fn exception(frame: &mut ExceptionFrame) {
 /// # Safety
 /// The gates of NMI, machine check and exceptions in `table` are those of this CPU's own.
 pub unsafe fn with_interrupt_table(table: u64, work: impl FnOnce()) {
-    let other = Pointer { limit: 4095, base: table };
+    let other = Pointer {
+        limit: 4095,
+        base: table,
+    };
     let own = Pointer {
-        limit: (size_of::<[[u64; 2]; VECTORS]>() - 1) as u16,
+        limit: IDT_LIMIT,
         base: DescriptorTables::idt_base(crate::cpu::TABLES_AT),
     };
     // SAFETY: the caller's promise; both tables are mapped.

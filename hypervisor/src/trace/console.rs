@@ -7,8 +7,8 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use gaol_abi::public::{RING_OFFSET, RING_TEXT, RING_TEXT_OFFSET};
-use uart_16550::{Config, Uart16550};
 use uart_16550::backend::PioBackend;
+use uart_16550::{Config, Uart16550};
 
 use crate::launch::parameters;
 
@@ -25,9 +25,17 @@ pub const UART_PORTS: u16 = 8;
 /// Sets the UART up at `port` (8n1).
 pub fn use_uart(port: u16, baud: u32) {
     // SAFETY: the configuration gives these ports to the hypervisor; the root's port bitmap keeps Linux off them.
-    let Ok(mut uart) = (unsafe { Uart16550::new_port(port) }) else { return };
+    let Ok(mut uart) = (unsafe { Uart16550::new_port(port) }) else {
+        return;
+    };
     let baud_rate = uart_16550::BaudRate::from_integer(baud);
-    if uart.init(Config { baud_rate, ..Config::default() }).is_ok() {
+    if uart
+        .init(Config {
+            baud_rate,
+            ..Config::default()
+        })
+        .is_ok()
+    {
         UART.store(port, Ordering::Relaxed);
     }
 }
@@ -44,7 +52,10 @@ pub fn uart_port() -> Option<u16> {
 fn put_uart(byte: u8) {
     let Some(port) = uart_port() else { return };
     // SAFETY: as in `use_uart`; a second handle is no state but the port.
-    let Ok(mut uart): Result<Uart16550<PioBackend>, _> = (unsafe { Uart16550::new_port(port) }) else { return };
+    let Ok(mut uart): Result<Uart16550<PioBackend>, _> = (unsafe { Uart16550::new_port(port) })
+    else {
+        return;
+    };
     for _ in 0..UART_PATIENCE {
         if uart.try_send_byte(byte).is_ok() {
             return;
@@ -57,9 +68,14 @@ pub fn put(byte: u8) {
     let ring = parameters::public_base().wrapping_add(RING_OFFSET);
     // SAFETY: the ring's header is an aligned u64 in the public pages, only accessed atomically.
     let written = unsafe { AtomicU64::from_ptr(ring as *mut u64) };
-    let place = written.fetch_add(1, Ordering::AcqRel) % RING_TEXT as u64;
+    let place = written
+        .fetch_add(1, Ordering::AcqRel)
+        .checked_rem(RING_TEXT as u64)
+        .unwrap_or(0);
     // SAFETY: inside the ring's text, which the root only reads.
-    unsafe { (ring.wrapping_add(RING_TEXT_OFFSET).wrapping_add(place) as *mut u8).write_volatile(byte) };
+    unsafe {
+        (ring.wrapping_add(RING_TEXT_OFFSET).wrapping_add(place) as *mut u8).write_volatile(byte)
+    };
     if byte == b'\n' {
         put_uart(b'\r');
     }

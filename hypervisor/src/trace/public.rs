@@ -20,16 +20,23 @@ impl CpuCounters {
     /// Counts. `false`: there is no such counter.
     #[inline(always)]
     pub fn count(&self, index: usize) -> bool {
-        let Some(counter) = self.0.get(index) else { return false };
+        let Some(counter) = self.0.get(index) else {
+            return false;
+        };
         // One writer: no atomic read-modify-write is needed.
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        counter.store(
+            counter.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Relaxed,
+        );
         true
     }
 
     /// Value of a counter, 0 where there is none.
     #[must_use]
     pub fn get(&self, index: usize) -> u64 {
-        self.0.get(index).map_or(0, |counter| counter.load(Ordering::Relaxed))
+        self.0
+            .get(index)
+            .map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 
     /// All counters to 0.
@@ -48,6 +55,11 @@ fn cpu_page(cpu: u32) -> u64 {
     page(CPU_OFFSET.wrapping_add(u64::from(cpu) << 12))
 }
 
+/// Address of the field at `offset` in the page of CPU `cpu`.
+fn cpu_field(cpu: u32, offset: usize) -> u64 {
+    cpu_page(cpu).wrapping_add(offset as u64)
+}
+
 /// Counters of CPU `cpu`, which exists.
 #[must_use]
 pub fn counters(cpu: u32) -> &'static CpuCounters {
@@ -58,11 +70,10 @@ pub fn counters(cpu: u32) -> &'static CpuCounters {
 
 /// Sets what CPU `cpu` does and for which cell.
 pub fn set_state(cpu: u32, state: CpuState, cell: u32) {
-    let base = cpu_page(cpu);
     // SAFETY: aligned fields of the CPU's public page; the root only reads.
     unsafe {
-        ((base + offset_of!(CpuPublic, state) as u64) as *mut u32).write_volatile(state.0);
-        ((base + offset_of!(CpuPublic, cell) as u64) as *mut u32).write_volatile(cell);
+        ((cpu_field(cpu, offset_of!(CpuPublic, state))) as *mut u32).write_volatile(state.0);
+        ((cpu_field(cpu, offset_of!(CpuPublic, cell))) as *mut u32).write_volatile(cell);
     }
 }
 
@@ -70,22 +81,27 @@ pub fn set_state(cpu: u32, state: CpuState, cell: u32) {
 #[must_use]
 pub fn state(cpu: u32) -> CpuState {
     // SAFETY: as in `set_state`.
-    CpuState(unsafe { ((cpu_page(cpu) + offset_of!(CpuPublic, state) as u64) as *const u32).read_volatile() })
+    CpuState(unsafe {
+        (cpu_field(cpu, offset_of!(CpuPublic, state)) as *const u32).read_volatile()
+    })
 }
 
 /// Keeps a fault of CPU `cpu`; its count goes up.
 pub fn record_fault(cpu: u32, fault: &FaultRecord) {
-    let at = (cpu_page(cpu) + offset_of!(CpuPublic, fault) as u64) as *mut FaultRecord;
+    let at = cpu_field(cpu, offset_of!(CpuPublic, fault)) as *mut FaultRecord;
     // SAFETY: as in `set_state`; one writer.
     unsafe {
         let count = (&raw const (*at).count).read_volatile();
-        at.write_volatile(FaultRecord { count: count.wrapping_add(1), ..*fault });
+        at.write_volatile(FaultRecord {
+            count: count.wrapping_add(1),
+            ..*fault
+        });
     }
 }
 
 /// Forgets the faults of CPU `cpu`.
 pub fn clear_fault(cpu: u32) {
-    let at = cpu_page(cpu) + offset_of!(CpuPublic, fault) as u64;
+    let at = cpu_field(cpu, offset_of!(CpuPublic, fault));
     // SAFETY: as in `set_state`.
     unsafe { (at as *mut u32).write_volatile(0) };
 }

@@ -18,8 +18,8 @@
 #![forbid(unsafe_code)]
 
 mod far;
-mod redirect;
 mod format;
+mod redirect;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -28,8 +28,8 @@ mod update;
 use core::marker::PhantomData;
 
 pub use far::{Far, FarReserve};
-pub use redirect::Scratch;
 pub use format::{Access, Attributes, Ept, Format, Host};
+pub use redirect::Scratch;
 pub use tables::{ENTRIES, Entries, TableMemory, Tables};
 
 use self::format::{ADDRESS_MASK, HOLE, LARGE};

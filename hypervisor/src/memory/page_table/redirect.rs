@@ -31,7 +31,11 @@ impl Scratch {
         let page = tables.allocate()?;
         let table = tables.allocate()?;
         let directory = tables.allocate()?;
-        let scratch = Self { page, table, directory };
+        let scratch = Self {
+            page,
+            table,
+            directory,
+        };
         fill(tables, page, 0, 0);
         fill(tables, table, scratch.entry::<F>(1), 0);
         fill(tables, directory, scratch.entry::<F>(2), 0);
@@ -51,16 +55,28 @@ impl Scratch {
 impl<F: Format> PageTable<F> {
     /// Makes the hole at `address` writable: what is written goes to the scratch page. `false`: there is no hole. The
     /// caller flushes its own translations; other processors that know the old entry come back here and do the same.
-    pub fn redirect_hole<M: TableMemory>(&self, memory: &M, address: F::Input, scratch: Scratch) -> bool {
+    pub fn redirect_hole<M: TableMemory>(
+        &self,
+        memory: &M,
+        address: F::Input,
+        scratch: Scratch,
+    ) -> bool {
         let mut table = self.root;
         let mut level = self.levels;
         while level > 0 {
             let slot = index(address.number(), level);
             let entry = read(memory, table, slot);
             if entry & HOLE != 0 {
-                let Some(place) = memory.entries(table).get(slot) else { return false };
+                let Some(place) = memory.entries(table).get(slot) else {
+                    return false;
+                };
                 // Lost against another processor: it has redirected the hole or filled it. Either way the guest tries again.
-                let _ = place.compare_exchange(entry, scratch.entry::<F>(level), Ordering::AcqRel, Ordering::Acquire);
+                let _ = place.compare_exchange(
+                    entry,
+                    scratch.entry::<F>(level),
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                );
                 return true;
             }
             if !is_present::<F>(entry) || level == 1 || !is_own_table::<F>(entry, level) {

@@ -36,16 +36,32 @@ pub struct Controls {
 
 /// EPT and VPID capabilities that Gaol needs: 4-level walk, WB, 2 MiB pages, INVEPT with both types, INVVPID with
 /// single-context and all-context types (SDM, "VPID and EPT Capabilities").
-const EPT_VPID_REQUIRED: u64 =
-    (1 << 6) | (1 << 14) | (1 << 16) | (1 << 20) | (1 << 25) | (1 << 26) | (1 << 32) | (1 << 41) | (1 << 42);
+const EPT_VPID_REQUIRED: u64 = (1 << 6)
+    | (1 << 14)
+    | (1 << 16)
+    | (1 << 20)
+    | (1 << 25)
+    | (1 << 26)
+    | (1 << 32)
+    | (1 << 41)
+    | (1 << 42);
 
 fn missing(register: u32, bits: u64) -> Failure {
-    Failure::hardware(Reason::VmxCapability, (u64::from(register) << 32) | (bits & 0xffff_ffff))
+    Failure::hardware(
+        Reason::VmxCapability,
+        (u64::from(register) << 32) | (bits & 0xffff_ffff),
+    )
 }
 
 /// Combines what must and what may be set with the capability MSR (low half: bits that must be 1, high half: bits that
 /// may be 1). `off` must be clear.
-fn controls(value: u64, register: u32, required: u32, optional: u32, off: u32) -> Result<u32, Failure> {
+fn controls(
+    value: u64,
+    register: u32,
+    required: u32,
+    optional: u32,
+    off: u32,
+) -> Result<u32, Failure> {
     let (must, may) = (value as u32, (value >> 32) as u32);
     if required & !may != 0 {
         return Err(missing(register, u64::from(required & !may)));
@@ -84,15 +100,24 @@ impl Controls {
         let primary = controls(
             read(msr::TRUE_PRIMARY),
             msr::TRUE_PRIMARY,
-            (Primary::IO_BITMAPS | Primary::MSR_BITMAPS | Primary::SECONDARY | Primary::NMI_WINDOW_EXITING).bits(),
+            (Primary::IO_BITMAPS
+                | Primary::MSR_BITMAPS
+                | Primary::SECONDARY
+                | Primary::NMI_WINDOW_EXITING)
+                .bits(),
             0,
             (Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING).bits(),
         )?;
         let secondary = controls(
             read(msr::SECONDARY),
             msr::SECONDARY,
-            (Secondary::EPT | Secondary::VPID | Secondary::UNRESTRICTED_GUEST | Secondary::WBINVD_EXITING).bits(),
-            (Secondary::RDTSCP | Secondary::INVPCID | Secondary::XSAVES | Secondary::USER_WAIT).bits(),
+            (Secondary::EPT
+                | Secondary::VPID
+                | Secondary::UNRESTRICTED_GUEST
+                | Secondary::WBINVD_EXITING)
+                .bits(),
+            (Secondary::RDTSCP | Secondary::INVPCID | Secondary::XSAVES | Secondary::USER_WAIT)
+                .bits(),
             0,
         )?;
         let exit = controls(
@@ -111,7 +136,11 @@ impl Controls {
         let entry = controls(
             read(msr::TRUE_ENTRY),
             msr::TRUE_ENTRY,
-            (Entry::LOAD_DEBUG_CONTROLS | Entry::LOAD_PAT | Entry::LOAD_EFER | Entry::IA32E_MODE_GUEST).bits(),
+            (Entry::LOAD_DEBUG_CONTROLS
+                | Entry::LOAD_PAT
+                | Entry::LOAD_EFER
+                | Entry::IA32E_MODE_GUEST)
+                .bits(),
             0,
             0,
         )?;
@@ -175,13 +204,28 @@ mod tests {
             (msr::TRUE_ENTRY, 32 + 15),
             (msr::EPT_VPID, 20),
         ] {
-            let failure =
-                Controls::detect(|r| if r == register { haswell(r) & !(1 << bit) } else { haswell(r) }).unwrap_err();
+            let failure = Controls::detect(|r| {
+                if r == register {
+                    haswell(r) & !(1 << bit)
+                } else {
+                    haswell(r)
+                }
+            })
+            .unwrap_err();
             assert_eq!(failure.reason(), Reason::VmxCapability);
             assert_eq!(failure.detail() >> 32, u64::from(register));
         }
         // CR3 exits that can't be turned off.
-        let failure = Controls::detect(|r| if r == msr::TRUE_PRIMARY { haswell(r) | (1 << 15) } else { haswell(r) });
-        assert_eq!(failure.unwrap_err().detail(), (u64::from(msr::TRUE_PRIMARY) << 32) | (1 << 15));
+        let failure = Controls::detect(|r| {
+            if r == msr::TRUE_PRIMARY {
+                haswell(r) | (1 << 15)
+            } else {
+                haswell(r)
+            }
+        });
+        assert_eq!(
+            failure.unwrap_err().detail(),
+            (u64::from(msr::TRUE_PRIMARY) << 32) | (1 << 15)
+        );
     }
 }

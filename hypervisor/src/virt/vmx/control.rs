@@ -5,8 +5,8 @@ use gaol_abi::outcome::Reason;
 
 use super::entry::{Frame, HOST_STACK, vm_exit};
 use super::fields::{
-    ACTIVITY_ACTIVE, ACTIVITY_HLT, Entry, Field, INTERRUPTION_ERROR_CODE, INTERRUPTION_HARDWARE_EXCEPTION,
-    INTERRUPTION_VALID, PinBased, Primary, SEGMENTS,
+    ACTIVITY_ACTIVE, ACTIVITY_HLT, Entry, Field, INTERRUPTION_ERROR_CODE,
+    INTERRUPTION_HARDWARE_EXCEPTION, INTERRUPTION_VALID, PinBased, Primary, SEGMENTS,
 };
 use super::instructions::{read, write};
 use crate::cpu::{PerCpu, TABLES_AT};
@@ -68,7 +68,10 @@ pub fn fill_host(cpu: &mut PerCpu) {
         (Field::HostCr4, read_cr4()),
         (Field::HostFsBase, 0),
         (Field::HostGsBase, 0),
-        (Field::HostTrBase, DescriptorTables::task_state_base(TABLES_AT)),
+        (
+            Field::HostTrBase,
+            DescriptorTables::task_state_base(TABLES_AT),
+        ),
         (Field::HostGdtrBase, DescriptorTables::gdt_base(TABLES_AT)),
         (Field::HostIdtrBase, DescriptorTables::idt_base(TABLES_AT)),
         (Field::HostRsp, HOST_STACK),
@@ -113,7 +116,9 @@ pub fn confine(confinement: &Confinement) {
 }
 
 fn write_segment(index: usize, segment: &Segment) {
-    let Some(fields) = SEGMENTS.get(index) else { return };
+    let Some(fields) = SEGMENTS.get(index) else {
+        return;
+    };
     write(fields.selector, u64::from(segment.selector));
     write(fields.base, segment.base);
     write(fields.limit, u64::from(segment.limit));
@@ -122,7 +127,11 @@ fn write_segment(index: usize, segment: &Segment) {
 
 /// Writes the guest state: Linux, as the stub and [`crate::launch::saved::Saved`] recorded it, at its first instruction
 /// as a guest.
-pub fn fill_linux(cpu: &PerCpu, page: &HandoverPage, first_instruction: u64) -> Result<(), Failure> {
+pub fn fill_linux(
+    cpu: &PerCpu,
+    page: &HandoverPage,
+    first_instruction: u64,
+) -> Result<(), Failure> {
     let state = &page.state;
     let saved = &cpu.saved;
     let refuse = |what: usize| Failure::hardware(Reason::LinuxState, what as u64);
@@ -164,7 +173,10 @@ pub fn fill_linux(cpu: &PerCpu, page: &HandoverPage, first_instruction: u64) -> 
         (Field::GuestCr0, saved.cr0),
         (Field::Cr0ReadShadow, saved.cr0),
         (Field::GuestCr3, state.cr3),
-        (Field::GuestCr4, state.cr4 | cpu.controls.cr4_fixed_ones | cr4::VMXE),
+        (
+            Field::GuestCr4,
+            state.cr4 | cpu.controls.cr4_fixed_ones | cr4::VMXE,
+        ),
         (Field::Cr4ReadShadow, state.cr4),
         (Field::GuestDr7, saved.dr7),
         (Field::GuestDebugctl, saved.debugctl),
@@ -190,7 +202,10 @@ pub fn fill_linux(cpu: &PerCpu, page: &HandoverPage, first_instruction: u64) -> 
 pub fn set_ia32e(active: bool) {
     let bit = u64::from(Entry::IA32E_MODE_GUEST.bits());
     let controls = read(Field::EntryControls) & !bit;
-    write(Field::EntryControls, if active { controls | bit } else { controls });
+    write(
+        Field::EntryControls,
+        if active { controls | bit } else { controls },
+    );
 }
 
 /// Where a guest CPU starts after a reset.
@@ -224,7 +239,10 @@ pub fn reset(cpu: &PerCpu, start: Start) -> Frame {
     }
     let (base, rip) = match start {
         Start::Vector(vector) => (u64::from(vector) << 12, 0),
-        Start::Address(address) => (u64::from(address & 0xffff_0000), u64::from(address & 0xffff)),
+        Start::Address(address) => (
+            u64::from(address & 0xffff_0000),
+            u64::from(address & 0xffff),
+        ),
         Start::Parked => (0, 0),
     };
     write(Field::GuestCsBase, base);
@@ -234,7 +252,10 @@ pub fn reset(cpu: &PerCpu, start: Start) -> Frame {
         (Field::GuestRip, rip),
         (Field::GuestRsp, 0),
         (Field::GuestRflags, 2),
-        (Field::GuestCr0, cr0::ET | cr0::NE | cpu.controls.cr0_fixed_ones),
+        (
+            Field::GuestCr0,
+            cr0::ET | cr0::NE | cpu.controls.cr0_fixed_ones,
+        ),
         (Field::Cr0ReadShadow, cr0_after_init),
         (Field::GuestCr3, 0),
         (Field::GuestCr4, cpu.controls.cr4_fixed_ones | cr4::VMXE),
@@ -253,13 +274,23 @@ pub fn reset(cpu: &PerCpu, start: Start) -> Frame {
         (Field::GuestPendingDebugExceptions, 0),
         (Field::GuestInterruptibility, 0),
         (Field::EntryInterruptionInformation, 0),
-        (Field::GuestActivity, if start == Start::Parked { ACTIVITY_HLT } else { ACTIVITY_ACTIVE }),
+        (
+            Field::GuestActivity,
+            if start == Start::Parked {
+                ACTIVITY_HLT
+            } else {
+                ACTIVITY_ACTIVE
+            },
+        ),
     ] {
         write(field, value);
     }
     set_ia32e(false);
     let [signature, ..] = cpuid(1, 0);
-    Frame { rdx: u64::from(signature), ..Frame::default() }
+    Frame {
+        rdx: u64::from(signature),
+        ..Frame::default()
+    }
 }
 
 /// An exception for the guest.
@@ -273,16 +304,26 @@ pub struct Exception {
 
 impl Exception {
     /// #GP(0).
-    pub const GENERAL_PROTECTION: Self = Self { vector: 13, error_code: Some(0) };
+    pub const GENERAL_PROTECTION: Self = Self {
+        vector: 13,
+        error_code: Some(0),
+    };
     /// #UD.
-    pub const INVALID_OPCODE: Self = Self { vector: 6, error_code: None };
+    pub const INVALID_OPCODE: Self = Self {
+        vector: 6,
+        error_code: None,
+    };
     /// #MC.
-    pub const MACHINE_CHECK: Self = Self { vector: 18, error_code: None };
+    pub const MACHINE_CHECK: Self = Self {
+        vector: 18,
+        error_code: None,
+    };
 }
 
 /// Delivers an exception at the next VM entry. In real mode no error code is pushed.
 pub fn inject(exception: Exception) {
-    let mut information = INTERRUPTION_VALID | INTERRUPTION_HARDWARE_EXCEPTION | u32::from(exception.vector);
+    let mut information =
+        INTERRUPTION_VALID | INTERRUPTION_HARDWARE_EXCEPTION | u32::from(exception.vector);
     if let Some(code) = exception.error_code
         && read(Field::GuestCr0) & cr0::PE != 0
     {
@@ -296,7 +337,10 @@ pub fn inject(exception: Exception) {
 pub fn set_nmi_window(on: bool) {
     let bit = u64::from(Primary::NMI_WINDOW_EXITING.bits());
     let controls = read(Field::PrimaryControls) & !bit;
-    write(Field::PrimaryControls, if on { controls | bit } else { controls });
+    write(
+        Field::PrimaryControls,
+        if on { controls | bit } else { controls },
+    );
 }
 
 /// Where the guest goes on, and with which flags.

@@ -144,8 +144,18 @@ extern "sysv64" fn failed() {
 /// # Safety
 /// `cr3` maps this code and `stack`, which is the end of a stack of this CPU; `code` never returns.
 #[unsafe(naked)]
-pub unsafe extern "sysv64" fn switch_stack(cr3: u64, stack: u64, code: extern "sysv64" fn(u64) -> !) -> ! {
-    naked_asm!("mov cr3, rdi", "mov rsp, rsi", "xor ebp, ebp", "call rdx", "ud2")
+pub unsafe extern "sysv64" fn switch_stack(
+    cr3: u64,
+    stack: u64,
+    code: extern "sysv64" fn(u64) -> !,
+) -> ! {
+    naked_asm!(
+        "mov cr3, rdi",
+        "mov rsp, rsi",
+        "xor ebp, ebp",
+        "call rdx",
+        "ud2"
+    )
 }
 
 impl Frame {

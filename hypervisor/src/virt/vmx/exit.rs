@@ -31,7 +31,10 @@ const EVENTS: u32 = 2;
 /// Moves the guest behind the instruction that exited.
 #[inline(always)]
 pub fn advance() {
-    write(Field::GuestRip, read(Field::GuestRip).wrapping_add(read(Field::ExitInstructionLength)));
+    write(
+        Field::GuestRip,
+        read(Field::GuestRip).wrapping_add(read(Field::ExitInstructionLength)),
+    );
 }
 
 /// Ends a fast exit: behind the instruction, and a look into the mailbox.
@@ -46,7 +49,11 @@ pub fn done(cpu: &PerCpu) -> u32 {
 #[inline(always)]
 #[must_use]
 pub fn finish(cpu: &PerCpu) -> u32 {
-    if cpu.shared.has_events() { EVENTS } else { RESUME }
+    if cpu.shared.has_events() {
+        EVENTS
+    } else {
+        RESUME
+    }
 }
 
 /// First look at an exit.
@@ -63,7 +70,11 @@ pub extern "sysv64" fn exit_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
         ExitReason::Wrmsr => msr::write_fast(cpu, frame),
         ExitReason::EptViolation => memory::fast(cpu, frame),
         ExitReason::Xsetbv => {
-            match processor::fixup::set_extended_control(frame.rcx as u32, frame.rax as u32, frame.rdx as u32) {
+            match processor::fixup::set_extended_control(
+                frame.rcx as u32,
+                frame.rax as u32,
+                frame.rdx as u32,
+            ) {
                 Some(()) => done(cpu),
                 None => SLOW,
             }
@@ -172,7 +183,8 @@ fn exception_or_nmi(cpu: &mut PerCpu) -> Verdict {
     let information = read(Field::ExitInterruptionInformation) as u32;
     if information & 0x700 == INTERRUPTION_NMI {
         processor::unblock_nmis();
-        cpu.nmi_count.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+        cpu.nmi_count
+            .fetch_add(1, core::sync::atomic::Ordering::Relaxed);
         return Verdict::Resume;
     }
     // #DB or #AC: back to the guest, as if it had not exited (SDM, "Resuming Guest Software after Handling an Exception").
@@ -184,11 +196,20 @@ fn exception_or_nmi(cpu: &mut PerCpu) -> Verdict {
         write(Field::GuestDr7, read(Field::GuestDr7) & !(1 << 13));
     }
     if information & INTERRUPTION_ERROR_CODE != 0 {
-        write(Field::EntryExceptionErrorCode, read(Field::ExitInterruptionErrorCode));
+        write(
+            Field::EntryExceptionErrorCode,
+            read(Field::ExitInterruptionErrorCode),
+        );
     }
-    write(Field::EntryInstructionLength, read(Field::ExitInstructionLength));
+    write(
+        Field::EntryInstructionLength,
+        read(Field::ExitInstructionLength),
+    );
     // Bit 12 tells of NMI unblocking by IRET and is not for injection.
-    write(Field::EntryInterruptionInformation, u64::from((information & !(1 << 12)) | INTERRUPTION_VALID));
+    write(
+        Field::EntryInterruptionInformation,
+        u64::from((information & !(1 << 12)) | INTERRUPTION_VALID),
+    );
     Verdict::Resume
 }
 
@@ -212,20 +233,29 @@ fn account_nmis(cpu: &mut PerCpu) {
 
 /// Delivers a pending NMI now, or as soon as the guest can take it.
 fn deliver_nmi(cpu: &mut PerCpu) {
-    if cpu.machine_checks.swap(0, core::sync::atomic::Ordering::Relaxed) != 0 {
+    if cpu
+        .machine_checks
+        .swap(0, core::sync::atomic::Ordering::Relaxed)
+        != 0
+    {
         inject(Exception::MACHINE_CHECK);
     }
     if !cpu.pending_nmi || cpu.activity != Activity::Running {
         return;
     }
-    let blocked = read(Field::GuestInterruptibility) & (BLOCKING_BY_NMI | BLOCKING_BY_MOV_SS | BLOCKING_BY_STI) != 0;
+    let blocked = read(Field::GuestInterruptibility)
+        & (BLOCKING_BY_NMI | BLOCKING_BY_MOV_SS | BLOCKING_BY_STI)
+        != 0;
     let occupied = read(Field::EntryInterruptionInformation) as u32 & INTERRUPTION_VALID != 0;
     if blocked || occupied {
         control::set_nmi_window(true);
         return;
     }
     let vector = 2;
-    write(Field::EntryInterruptionInformation, u64::from(INTERRUPTION_VALID | INTERRUPTION_NMI | vector));
+    write(
+        Field::EntryInterruptionInformation,
+        u64::from(INTERRUPTION_VALID | INTERRUPTION_NMI | vector),
+    );
     cpu.pending_nmi = false;
     cpu.counters.count(COUNTER_GUEST_NMIS);
 }
@@ -236,7 +266,10 @@ fn entry_failure(cpu: &mut PerCpu, reason: u32) -> Verdict {
         launch::roll_back(cpu, LaunchStep::FirstExit, &failure);
     }
     if cpu.is_root {
-        log::error!("CPU {}: Linux reached a state that the processor does not enter ({reason:#x}): it stops", cpu.index);
+        log::error!(
+            "CPU {}: Linux reached a state that the processor does not enter ({reason:#x}): it stops",
+            cpu.index
+        );
         crate::trace::public::set_state(cpu.index, CpuState::Failed, cpu.cell);
         halt_for_ever();
     }
@@ -247,9 +280,16 @@ fn entry_failure(cpu: &mut PerCpu, reason: u32) -> Verdict {
 pub extern "sysv64" fn entry_failed(cpu: &mut PerCpu) -> ! {
     let error = read(Field::InstructionError);
     if !cpu.committed {
-        launch::roll_back(cpu, LaunchStep::FirstExit, &Failure::gaol(Reason::EntryFailed, error));
+        launch::roll_back(
+            cpu,
+            LaunchStep::FirstExit,
+            &Failure::gaol(Reason::EntryFailed, error),
+        );
     }
-    log::error!("CPU {}: VM entry failed with VM-instruction error {error}: this CPU stops", cpu.index);
+    log::error!(
+        "CPU {}: VM entry failed with VM-instruction error {error}: this CPU stops",
+        cpu.index
+    );
     crate::trace::public::set_state(cpu.index, CpuState::Failed, cpu.cell);
     halt_for_ever()
 }

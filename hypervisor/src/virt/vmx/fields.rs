@@ -161,8 +161,16 @@ const fn segment(index: u32) -> SegmentFields {
 }
 
 /// ES, CS, SS, DS, FS, GS, LDTR, TR: the order of [`gaol_abi::handover::LinuxState::selectors`].
-pub const SEGMENTS: [SegmentFields; 8] =
-    [segment(0), segment(1), segment(2), segment(3), segment(4), segment(5), segment(6), segment(7)];
+pub const SEGMENTS: [SegmentFields; 8] = [
+    segment(0),
+    segment(1),
+    segment(2),
+    segment(3),
+    segment(4),
+    segment(5),
+    segment(6),
+    segment(7),
+];
 
 bitflags! {
     /// Pin-based VM-execution controls.

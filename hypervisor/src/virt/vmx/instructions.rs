@@ -54,7 +54,11 @@ macro_rules! with_region {
 }
 
 with_region!(vmxon, "vmxon", "Enters VMX operation.");
-with_region!(vmclear, "vmclear", "Makes a VMCS inactive and writes it back.");
+with_region!(
+    vmclear,
+    "vmclear",
+    "Makes a VMCS inactive and writes it back."
+);
 with_region!(vmptrld, "vmptrld", "Makes a VMCS current.");
 
 /// Leaves VMX operation.
@@ -83,5 +87,7 @@ pub fn invalidate_all() {
 pub fn invalidate_ept() {
     let descriptor = [0u64; 2];
     // SAFETY: as in `invalidate_all`.
-    unsafe { asm!("invept {}, [{}]", in(reg) INVEPT_ALL, in(reg) &raw const descriptor, options(nostack)) };
+    unsafe {
+        asm!("invept {}, [{}]", in(reg) INVEPT_ALL, in(reg) &raw const descriptor, options(nostack))
+    };
 }
