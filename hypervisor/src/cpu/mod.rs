@@ -38,11 +38,11 @@ pub mod private {
     /// End of the machine check stack (one page).
     pub const MACHINE_CHECK_STACK_END: u64 = PRIVATE_BASE + 0x7000;
     /// End of the stack.
-    pub const STACK_END: u64 = PRIVATE_BASE + 0xd000;
+    pub const STACK_END: u64 = PRIVATE_BASE + 0x1_0000;
     /// The local APIC's registers.
-    pub const APIC: u64 = PRIVATE_BASE + 0xf000;
+    pub const APIC: u64 = PRIVATE_BASE + 0x1_1000;
     /// First of the 4 KiB windows.
-    pub const WINDOWS: u64 = PRIVATE_BASE + 0x1_0000;
+    pub const WINDOWS: u64 = PRIVATE_BASE + 0x1_4000;
     /// The 2 MiB window.
     pub const LARGE_WINDOW: u64 = PRIVATE_BASE + 0x20_0000;
 }
@@ -61,10 +61,10 @@ pub mod area {
     pub const DOUBLE_FAULT_STACK: u64 = 4;
     /// Machine check stack.
     pub const MACHINE_CHECK_STACK: u64 = 5;
-    /// The stack's four pages, the last of the area: the stub enters on them.
+    /// The stack's eight pages, the last of the area: the stub enters on them.
     pub const STACK: u64 = 6;
     /// Pages of the stack.
-    pub const STACK_PAGES: u64 = 4;
+    pub const STACK_PAGES: u64 = 8;
     /// Bytes of an area.
     pub const SIZE: u64 = (STACK + STACK_PAGES) * 4096;
 }
