@@ -29,8 +29,8 @@ const PRIVILEGE_LEVEL: u64 = 3 << 5;
 const ROOT: u32 = 0;
 
 /// Hypercall 5, and nothing else.
-#[inline(always)]
-pub fn fast(cpu: &PerCpu, frame: &mut Frame) -> u32 {
+#[inline(never)]
+pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
     if frame.rax as u32 != Hypercall::GetInfo.0
         || read(Field::GuestSsAccessRights) & PRIVILEGE_LEVEL != 0
     {

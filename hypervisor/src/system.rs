@@ -202,11 +202,20 @@ const FOREIGN_RANGES: usize = 64;
 static FOREIGN: [[AtomicU64; 2]; FOREIGN_RANGES] =
     [const { [AtomicU64::new(0), AtomicU64::new(0)] }; FOREIGN_RANGES];
 static FOREIGN_COUNT: AtomicUsize = AtomicUsize::new(0);
+/// Bounds around all of them: most addresses are outside, and need no further look.
+static FOREIGN_LOW: AtomicU64 = AtomicU64::new(0);
+static FOREIGN_HIGH: AtomicU64 = AtomicU64::new(u64::MAX);
 
 /// Makes `ranges` (start, size) the memory that is not the root's. `false`: there are too many.
 pub fn set_foreign(ranges: impl Iterator<Item = (u64, u64)>) -> bool {
     let mut count: usize = 0;
+    let (mut low, mut high) = (u64::MAX, 0);
+    // While the ranges change, every address is looked at.
+    FOREIGN_LOW.store(0, Ordering::Release);
+    FOREIGN_HIGH.store(u64::MAX, Ordering::Release);
     for (start, size) in ranges {
+        low = start.min(low);
+        high = start.saturating_add(size).max(high);
         let Some([slot_start, slot_size]) = FOREIGN.get(count) else {
             return false;
         };
@@ -215,13 +224,22 @@ pub fn set_foreign(ranges: impl Iterator<Item = (u64, u64)>) -> bool {
         count = count.wrapping_add(1);
     }
     FOREIGN_COUNT.store(count, Ordering::Release);
+    FOREIGN_HIGH.store(high, Ordering::Release);
+    FOREIGN_LOW.store(low, Ordering::Release);
     true
 }
 
 /// May the root's memory be read at `address`?
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn is_roots(address: u64) -> bool {
+    address < FOREIGN_LOW.load(Ordering::Acquire)
+        || address >= FOREIGN_HIGH.load(Ordering::Acquire)
+        || is_in_no_range(address)
+}
+
+#[inline(never)]
+fn is_in_no_range(address: u64) -> bool {
     let count = FOREIGN_COUNT.load(Ordering::Acquire);
     FOREIGN.iter().take(count).all(|[start, size]| {
         address.wrapping_sub(start.load(Ordering::Relaxed)) >= size.load(Ordering::Relaxed)

@@ -83,13 +83,12 @@ impl Windows {
         copied
     }
 
-    /// The first 16 bytes at `physical` in two words, or what the page has of them, without a loop. For instruction
-    /// fetch: `physical` with at least 16 bytes to the end of its page.
+    /// 16 bytes at `physical`, the first the lowest. They lie in one page.
     #[inline]
     #[must_use]
-    pub fn read_16(&self, physical: HostPhysical) -> [u8; 16] {
+    pub fn read_16(&self, physical: HostPhysical) -> u128 {
         // SAFETY: the caller asks for 16 bytes inside the page; unaligned reads are fine on x86, any pattern is valid.
-        unsafe { (self.open(1, physical) as *const [u8; 16]).read_unaligned() }
+        unsafe { (self.open(1, physical) as *const u128).read_unaligned() }
     }
 
     /// Fills `bytes` bytes at `physical` with zeroes; both multiples of 4096 and inside one 2 MiB page.

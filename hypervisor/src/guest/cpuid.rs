@@ -21,8 +21,8 @@ const HYPERVISOR: u32 = 1 << 31;
 const OSPKE: u32 = 1 << 4;
 
 /// Leaves that need nothing but the processor's answer.
-#[inline(always)]
-pub fn fast(cpu: &PerCpu, frame: &mut Frame) -> u32 {
+#[inline(never)]
+pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
     let leaf = frame.rax as u32;
     if leaf == FEATURES || leaf == EXTENDED_FEATURES || leaf & 0xf000_0000 == CPUID_SIGNATURE_LEAF {
         return SLOW;

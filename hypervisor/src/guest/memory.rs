@@ -5,6 +5,7 @@ use gaol_abi::exit::COUNTER_ROOT_VIOLATIONS;
 use super::decode::{
     Access, DecodeError, Direction, Instruction, MAX_LENGTH, Mode, Operand, decode, length,
 };
+use super::store::{Source, plain_store};
 use super::walk::{GuestMemory, Paging};
 use super::{Verdict, interrupt};
 use crate::cpu::PerCpu;
@@ -13,7 +14,7 @@ use crate::launch::parameters;
 use crate::launch::private_table::APIC_PHYSICAL;
 use crate::memory::address::{GuestPhysical, GuestVirtual, HostPhysical};
 use crate::memory::page_table::{LeafSize, TableMemory};
-use crate::processor::{cr0, efer};
+use crate::processor::{cr4, efer};
 use crate::region::LinearTables;
 use crate::system;
 use crate::virt::vmx::control::Exception;
@@ -141,9 +142,35 @@ const fn is_apic_page(address: u64) -> bool {
     address & !0xfff == APIC_PHYSICAL
 }
 
-/// A write of Linux to its xAPIC page, by a plain move in 64-bit mode.
+/// Where Linux' instruction at `rip` is, by a walk of its page table. `None`: not simply so.
 #[inline(always)]
-pub fn fast(cpu: &PerCpu, frame: &Frame) -> u32 {
+fn locate(cpu: &PerCpu, rip: u64) -> Option<HostPhysical> {
+    let (present, large) = (1, 1 << 7);
+    let mut table = read(Field::GuestCr3);
+    let mut shift = if read(Field::GuestCr4) & cr4::LA57 == 0 {
+        39u32
+    } else {
+        48
+    };
+    // At most five rounds: the shift goes down by 9 to 12.
+    loop {
+        let slot = (table & ADDRESS_MASK) | ((rip.wrapping_shr(shift) & 0x1ff) << 3);
+        let entry = cpu.windows.read_u64(to_physical(cpu, slot)?);
+        if entry & present == 0 {
+            return None;
+        }
+        if shift == 12 || entry & large != 0 {
+            let offset = 1u64.wrapping_shl(shift).wrapping_sub(1);
+            return to_physical(cpu, (entry & ADDRESS_MASK & !offset) | (rip & offset));
+        }
+        table = entry;
+        shift = shift.wrapping_sub(9);
+    }
+}
+
+/// A write of Linux to its xAPIC page, by a plain move in 64-bit mode.
+#[inline(never)]
+pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
     let address = read(Field::GuestPhysicalAddress);
     let is_write = read(Field::ExitQualification) & EptViolation::WRITE.bits() != 0;
     if !is_apic_page(address)
@@ -153,39 +180,26 @@ pub fn fast(cpu: &PerCpu, frame: &Frame) -> u32 {
     {
         return SLOW;
     }
-    let paging = Paging {
-        cr0: cr0::PG,
-        cr3: read(Field::GuestCr3),
-        cr4: read(Field::GuestCr4),
-        efer: efer::LMA,
-    };
     let rip = read(Field::GuestRip);
-    let Ok(guest) = paging.translate(&mut Reader(cpu), GuestVirtual::new(rip)) else {
-        return SLOW;
-    };
-    if rip & 0xfff > 0xff0 {
+    if rip & 0xfff > 0xff0 || address & 0xf != 0 {
         return SLOW;
     }
-    let Some(physical) = to_physical(cpu, guest.as_u64()) else {
+    let Some(physical) = locate(cpu, rip) else {
         return SLOW;
     };
-    let bytes = cpu.windows.read_16(physical);
-    let Ok(Instruction::Access(access)) = decode(&bytes, Mode::Bits64) else {
+    let Some(store) = plain_store(cpu.windows.read_16(physical)) else {
         return SLOW;
     };
-    let value = match access.operand {
-        // RBP and R12 to R15 are not in the frame yet.
-        Operand::Register(number) if number & 8 == 0 && number != 5 => {
-            access.stored(frame.register(number))
-        }
-        Operand::Immediate(value) => value,
-        _ => return SLOW,
+    let value = match store.source {
+        Source::Immediate(value) => value,
+        // RBP and R12 to R15 are not in the frame yet; the others do without, too.
+        Source::Register(number) => match frame.low_register(number) {
+            Some(value) => value as u32,
+            None => return SLOW,
+        },
     };
-    if access.direction != Direction::Write || access.width != 4 || address & 0xf != 0 {
-        return SLOW;
-    }
-    interrupt::xapic_write(cpu, (address & 0xff0) as u16, value as u32);
-    write(Field::GuestRip, rip.wrapping_add(u64::from(access.length)));
+    interrupt::xapic_write(cpu, (address & 0xff0) as u16, value);
+    write(Field::GuestRip, rip.wrapping_add(u64::from(store.length)));
     finish(cpu)
 }
 

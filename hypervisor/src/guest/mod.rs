@@ -12,6 +12,7 @@ pub mod interrupt;
 pub mod memory;
 pub mod msr;
 pub mod port;
+pub mod store;
 pub mod walk;
 
 use crate::virt::vmx::control::Exception;

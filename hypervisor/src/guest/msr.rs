@@ -35,8 +35,8 @@ fn refuse(register: u32) -> Verdict {
 }
 
 /// RDMSR that needs no thought.
-#[inline(always)]
-pub fn read_fast(cpu: &PerCpu, frame: &mut Frame) -> u32 {
+#[inline(never)]
+pub extern "sysv64" fn read_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
     if frame.rcx as u32 == msr::MTRR_DEF_TYPE {
         put(frame, cpu.mtrr_default_type);
         return done(cpu);
@@ -45,8 +45,8 @@ pub fn read_fast(cpu: &PerCpu, frame: &mut Frame) -> u32 {
 }
 
 /// WRMSR that needs no thought: an interprocessor interrupt in x2APIC mode.
-#[inline(always)]
-pub fn write_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
+#[inline(never)]
+pub extern "sysv64" fn write_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
     if frame.rcx as u32 == X2APIC_COMMAND && interrupt::x2apic_fast(cpu, value(frame)) {
         return done(cpu);
     }

@@ -55,8 +55,8 @@ fn put(frame: &mut Frame, size: u32, value: u32) {
 static CONFIG_LOCK: TicketMutex<()> = TicketMutex::new(());
 
 /// The two ports of PCI configuration.
-#[inline(always)]
-pub fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
+#[inline(never)]
+pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
     let access = Access(read(Field::ExitQualification));
     // Bits 5:0 and 31:16: a plain 4-byte access to 0xcf8.
     let shape = access.0 & 0xffff_0037;

@@ -183,6 +183,21 @@ impl Frame {
         }
     }
 
+    /// General register `number`, of those that a frame holds at the first look at an exit.
+    #[inline(always)]
+    #[must_use]
+    pub fn low_register(&self, number: u8) -> Option<u64> {
+        Some(match number {
+            0 => self.rax,
+            1 => self.rcx,
+            2 => self.rdx,
+            3 => self.rbx,
+            6 => self.rsi,
+            7 => self.rdi,
+            _ => return None,
+        })
+    }
+
     /// Changes general register `number`.
     pub fn set_register(&mut self, number: u8, value: u64) {
         let slot = match number & 0xf {
