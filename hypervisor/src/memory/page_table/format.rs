@@ -67,7 +67,7 @@ pub trait Format {
     /// Bits that the processor sets by itself: accessed and dirty.
     const HARDWARE_BITS: u64;
 
-    /// Bits of a leaf, without its address and [`LARGE`].
+    /// Bits of a leaf, without its address and `LARGE`.
     fn leaf(attributes: Attributes) -> u64;
     /// The attributes that a leaf expresses.
     fn attributes(entry: u64) -> Attributes;
