@@ -10,6 +10,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/cpu.h>
+#include <linux/delay.h>
 #include <linux/module.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
@@ -325,6 +326,9 @@ int gaol_hypercall_error(long result, struct gaol_outcome *outcome)
 
 /* The way back */
 
+/* Rounds of a millisecond and more. */
+#define LEAVING_ROUNDS	10000
+
 struct way_back {
 	u64 cpus;
 	atomic_t failed;
@@ -344,6 +348,27 @@ static void return_cpu(void *argument)
 	}
 	atomic_inc(&way->returned);
 	raise_what_was_counted(gaol.pages + smp_processor_id());
+}
+
+/*
+ * Whether every CPU is out of the region: those that Linux has offline come
+ * back by themselves, a moment later than the others.
+ */
+static bool all_have_left(void)
+{
+	unsigned int cpu, round;
+
+	for_each_present_cpu(cpu) {
+		for (round = 0; !READ_ONCE(gaol.pages[cpu].left); round++) {
+			if (round == LEAVING_ROUNDS) {
+				pr_emerg("CPU %u has not come back: its memory stays taken\n",
+					 cpu);
+				return false;
+			}
+			usleep_range(1000, 2000);
+		}
+	}
+	return true;
 }
 
 static int take_machine_back(struct gaol_outcome *outcome, u64 *cycles)
@@ -383,7 +408,8 @@ static int disable(struct gaol_outcome *outcome, u64 *cycles)
 	if (error)
 		return error;
 	gaol_cell_remove_root();
-	gaol_give_region_back(gaol.mapping, gaol.region);
+	if (all_have_left())
+		gaol_give_region_back(gaol.mapping, gaol.region);
 	gaol.mapping = NULL;
 	gaol.region = NULL;
 	module_put(THIS_MODULE);

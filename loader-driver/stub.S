@@ -202,6 +202,12 @@ SYM_INNER_LABEL(gaol_stub_leave, SYM_L_GLOBAL)
 	movq	STATE(DR7)(%rdi), %rax
 	movq	%rax, %dr7
 
+	/*
+	 * The frame goes below Linux' own stack pointer, for a CPU that Linux
+	 * has offline tells nobody when it has arrived: behind the store to
+	 * LEFT nothing here touches the region, so that it may be given back.
+	 */
+	movq	REGISTER(RSP)(%rdi), %rsp
 	movzwl	SELECTOR(SS)(%rdi), %eax
 	pushq	%rax
 	pushq	REGISTER(RSP)(%rdi)
@@ -209,6 +215,7 @@ SYM_INNER_LABEL(gaol_stub_leave, SYM_L_GLOBAL)
 	movzwl	SELECTOR(CS)(%rdi), %eax
 	pushq	%rax
 	pushq	STATE(RIP)(%rdi)
+	pushq	REGISTER(RDI)(%rdi)
 	movq	REGISTER(RAX)(%rdi), %rax
 	movq	REGISTER(RCX)(%rdi), %rcx
 	movq	REGISTER(RDX)(%rdi), %rdx
@@ -223,7 +230,8 @@ SYM_INNER_LABEL(gaol_stub_leave, SYM_L_GLOBAL)
 	movq	REGISTER(R13)(%rdi), %r13
 	movq	REGISTER(R14)(%rdi), %r14
 	movq	REGISTER(R15)(%rdi), %r15
-	movq	REGISTER(RDI)(%rdi), %rdi
+	movl	$1, PAGE(LEFT)(%rdi)
+	popq	%rdi
 	iretq
 
 	/* Exactly one page, whatever follows. */

@@ -216,6 +216,7 @@ structures! {
     }
     handover::HandoverPage {
         state, cpu, apic_id, entry, entry_stack, boot_cr3, nmi_count, machine_check_count, result, failed_step,
+        left, reserved_behind_left,
         emergency_gdtr, emergency_idtr, reserved, gdt, task_state, reserved_behind_task_state, idt, stacks,
     }
     config::Preamble { signature, revision, total_size, checksum, flags }

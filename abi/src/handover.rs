@@ -288,12 +288,17 @@ pub struct HandoverPage {
     pub result: i32,
     /// The [`LaunchStep`] that failed on this CPU, 0 for none; written by the hypervisor.
     pub failed_step: u32,
+    /// 1: the CPU has gone back natively and does not touch this page, or anything else of the region, any more; written
+    /// by the stub.
+    pub left: u32,
+    /// Zero.
+    pub reserved_behind_left: u32,
     /// The emergency GDTR's value.
     pub emergency_gdtr: TableRegister,
     /// The emergency IDTR's value.
     pub emergency_idtr: TableRegister,
     /// Fills up to the GDT.
-    pub reserved: [u8; 0x200 - 0x150],
+    pub reserved: [u8; 0x200 - 0x158],
     /// The emergency GDT: Linux', but for the TSS descriptor.
     pub gdt: [u8; GDT_BYTES],
     /// The emergency TSS: IST 2 (NMI) and 4 (machine check), as in Linux' own IDT.

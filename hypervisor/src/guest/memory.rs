@@ -192,7 +192,7 @@ pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
     };
     let value = match store.source {
         Source::Immediate(value) => value,
-        // RBP and R12 to R15 are not in the frame yet; the others do without, too.
+        // RBP and R12 to R15 are not in the frame yet.
         Source::Register(number) => match frame.low_register(number) {
             Some(value) => value as u32,
             None => return SLOW,

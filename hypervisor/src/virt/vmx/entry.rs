@@ -194,6 +194,10 @@ impl Frame {
             3 => self.rbx,
             6 => self.rsi,
             7 => self.rdi,
+            8 => self.r8,
+            9 => self.r9,
+            10 => self.r10,
+            11 => self.r11,
             _ => return None,
         })
     }
