@@ -333,7 +333,7 @@ enumerations! {
         CellExists, NoSuchCell, RootCell, TooManyCells, NoCpu, CpuUnknown, CpuZero, CpuOwned, CpuBusy, CpuNotBack,
         RegionInvalid, RegionOverlap, MemoryOwned, MemoryIsHypervisors, MemoryIsInterruptController, CellMemory,
         PortsOwned, ResetAddress, OutOfFrames, ShutdownDenied, ShutdownTimedOut, CellLocked, CellRunning, LoadOutside,
-        CpuDidNotStop, NotScrubbed, CellsExist, ApicMode, NameInvalid, InProgress, NotLoaded, MemoryNotRam,
+        CpuDidNotStop, NotScrubbed, CellsExist, ApicMode, NameInvalid, InProgress, NotLoaded, MemoryNotRam, PortsInvalid,
     }
     communication::CellState { Running, RunningLocked, ShutDown, Failed, FailedRevision }
     communication::Message { None, ShutdownRequest, ReconfigCompleted }
