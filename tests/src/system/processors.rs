@@ -32,7 +32,7 @@ pub(super) const GROUP: Group = Group {
             run: cell_cpu_comes_back,
         },
         Check {
-            name: "a-cell-of-a-cpu-that-linux-took-offline",
+            name: "a-cell-of-a-cpu-that-linux-took-offline-is-refused",
             run: cell_of_offline_cpu,
         },
     ],
@@ -113,9 +113,12 @@ fn cell_cpu_comes_back(context: &mut Context) -> Result<()> {
 fn cell_of_offline_cpu(context: &mut Context) -> Result<()> {
     context.enable()?;
     set_online(context, 2, false)?;
+    context
+        .machine
+        .refused("cell create hello.toml", "CPU 2 is offline")?;
+    set_online(context, 2, true)?;
     context.start_cell("hello", "every=200ms")?;
     context.wait_console("hello: ")?;
     context.machine.gaol("cell destroy hello")?;
-    set_online(context, 2, true)?;
     context.disable()
 }
