@@ -108,17 +108,28 @@ fn scrubbed(context: &mut Context) -> Result<()> {
     let ram = cell_region(context, "hello", "ram")?;
     context.wait_console("hello: ")?;
     context.machine.gaol("cell destroy hello")?;
-    // Linux may use it again at once; the image's first instruction would still be there if nobody had cleared it.
-    let first = context
-        .poke(&format!("r64 {ram:x}"))?
-        .context("the access faulted")?;
+    // Linux may use it again at once, but not for the first instructions of the cell's image.
     let image = context
         .machine
-        .check("hexdump -v -n 8 -e '1/8 \"%x\"' hello.bin")?;
+        .check("hexdump -v -n 64 -e '1/4 \"%x \"' hello.bin")?;
+    let image: Vec<u64> = image
+        .split_whitespace()
+        .map(|word| u64::from_str_radix(word, 16))
+        .collect::<Result<_, _>>()?;
     ensure!(
-        first != u64::from_str_radix(image.trim(), 16)?,
-        "the cell's image is still in the memory that Linux got back"
+        image.iter().filter(|word| **word != 0).count() > 4,
+        "the image starts with zeros: {image:x?}"
     );
+    for (index, word) in image.iter().enumerate() {
+        let address = ram + 4 * index as u64;
+        let found = context
+            .poke(&format!("r32 {address:x}"))?
+            .context("the access faulted")?;
+        ensure!(
+            found != *word || found == 0,
+            "the cell's image is still at {address:#x}, in memory that Linux got back"
+        );
+    }
     context.machine.linux_is_well(CPUS)
 }
 

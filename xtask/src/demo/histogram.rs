@@ -29,9 +29,21 @@ pub fn classes(counts: &[u64], class_cycles: u64) -> Vec<Class> {
     ) else {
         return Vec::new();
     };
-    let used = &counts[first..=last];
-    let joined = used.len().div_ceil(MOST_CLASSES);
-    used.chunks(joined)
+    join(&counts[first..=last], first, class_cycles)
+}
+
+/// The classes from 0 on, and at least as many as make a drawing of one peak readable.
+pub fn classes_from_zero(counts: &[u64], class_cycles: u64) -> Vec<Class> {
+    let last = counts.iter().rposition(|count| *count > 0).unwrap_or(0);
+    let shown = (last + 1).max(MOST_CLASSES).min(counts.len());
+    join(&counts[..shown], 0, class_cycles)
+}
+
+/// Joins counts, the first of them that of class `first`, until they are few enough to read.
+fn join(counts: &[u64], first: usize, class_cycles: u64) -> Vec<Class> {
+    let joined = counts.len().div_ceil(MOST_CLASSES).max(1);
+    counts
+        .chunks(joined)
         .enumerate()
         .map(|(index, chunk)| {
             let from = (first + index * joined) as u64 * class_cycles;
@@ -80,7 +92,7 @@ fn draw_with(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let root = SVGBackend::new(path, (900, 520)).into_drawing_area();
     root.fill(&WHITE)?;
-    let (head, body) = root.split_vertically(70);
+    let (head, body) = root.margin(12, 0, 0, 0).split_vertically(70);
     head.titled(title, ("sans-serif", 24))?.draw(&Text::new(
         note.to_owned(),
         (24, 10),
@@ -155,6 +167,15 @@ mod tests {
         assert!(found.len() <= MOST_CLASSES);
         assert_eq!(found.iter().map(|class| class.count).sum::<u64>(), 5050);
         assert_eq!(found.last().map(|class| class.to), Some(99));
+    }
+
+    #[test]
+    fn a_drawing_starts_at_zero_and_has_room() {
+        let found = classes_from_zero(&[0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 5);
+        assert_eq!(found.len(), MOST_CLASSES);
+        assert_eq!((found[2].from, found[2].count), (10, 7));
+        assert_eq!(classes_from_zero(&[1], 1).len(), 1);
+        assert!(classes_from_zero(&[], 1).is_empty());
     }
 
     #[test]

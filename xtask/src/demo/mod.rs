@@ -52,6 +52,11 @@ const SYSTEM: &str = "bochs.toml";
 const CPUS: u32 = 4;
 /// What a cell that measures may take: 10,000 ticks are a second of the machine's time.
 const RUN_TIMEOUT: Duration = Duration::from_secs(900);
+/// What is to be known of figures from Bochs.
+const BOCHS_NOTE: &str =
+    "  Bochs counts emulated instructions, in steps of 5 with several CPUs, and knows no caches:
+  these figures show how little is in the way, not what hardware takes.";
+
 /// Runs the demonstration.
 ///
 /// # Errors
@@ -242,7 +247,7 @@ fn present(shown: &Shown) -> Result<()> {
             "{} ticks, one every {} µs, Linux under load on the other CPUs; {} VM exits of the cell",
             shown.report.cell.ticks, shown.period, shown.report.cell.exits_during_run
         ),
-        &classes,
+        &histogram::classes_from_zero(&shown.histogram.counts, shown.histogram.class_cycles),
     )?;
     let json = directory.join("report.json");
     fs::write(&json, serde_json::to_string_pretty(&shown.report)? + "\n")?;
@@ -250,6 +255,9 @@ fn present(shown: &Shown) -> Result<()> {
     println!("\n{}", report::table(&shown.report));
     println!("From the timer's expiry to the cell's handler, in cycles:\n");
     println!("{}", histogram::bars(&classes));
+    if shown.report.machine == "bochs" {
+        println!("{BOCHS_NOTE}\n");
+    }
     println!("$ gaol cell list\n{}", shown.list);
     println!("$ gaol cell stats {CELL}\n{}", shown.stats);
     println!(
