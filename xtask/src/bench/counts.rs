@@ -69,6 +69,11 @@ fn native_name(name: &str) -> &str {
     }
 }
 
+/// Rounded to tenths, without a negative zero.
+fn tenths(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0 + 0.0
+}
+
 /// Puts the readings of both sides together.
 pub fn compare(
     native: &BTreeMap<String, Reading>,
@@ -82,7 +87,7 @@ pub fn compare(
             let comparison = Comparison {
                 native,
                 hypervisor: *reading,
-                cost: ((reading.bulk - native.bulk) * 10.0).round() / 10.0,
+                cost: tenths(reading.bulk - native.bulk),
             };
             Some((name.clone(), comparison))
         })
@@ -98,7 +103,10 @@ pub fn of_cell(console: &str) -> BTreeMap<String, f64> {
             let (_, rest) = line.split_once("bench ")?;
             let (name, rest) = rest.split_once(" mean ")?;
             let mean: f64 = rest.split_whitespace().next()?.parse().ok()?;
-            Some((format!("cell_{}", name.replace('-', "_")), mean - 1.0))
+            Some((
+                format!("cell_{}", name.replace('-', "_")),
+                tenths(mean - 1.0),
+            ))
         })
         .filter(|(name, _)| name != "cell_nothing")
         .collect()

@@ -30,6 +30,7 @@ pub const LIMITS: &[Limit] = &[
     limit("cpuid", 80.0, 109.0),
     limit("vmcall", 110.0, 143.0),
     limit("rdmsr_pat", 85.0, 100.0),
+    limit("rdmsr_mtrr_def_type", 85.0, 100.0),
     limit("xsetbv", 95.0, 106.0),
     limit("in_cf8", 115.0, 146.0),
     limit("out_cf8", 115.0, 146.0),

@@ -213,7 +213,11 @@ fn image_sizes() -> Result<BTreeMap<String, u64>> {
         ("text".to_owned(), header.text_size),
         ("rodata".to_owned(), header.rodata_size),
         ("data_and_bss".to_owned(), header.data_size),
-        ("area_of_each_cpu".to_owned(), header.cpu_area_size),
+        (
+            // Its private area, the page of the world switch and the page that Linux may read.
+            "each_cpu".to_owned(),
+            header.cpu_area_size + 2 * gaol_abi::PAGE_SIZE,
+        ),
     ]))
 }
 
