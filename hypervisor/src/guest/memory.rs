@@ -1,6 +1,5 @@
 //! EPT violations, and reading the instruction that a guest is at.
 
-use gaol_abi::exit::COUNTER_ROOT_VIOLATIONS;
 
 use super::decode::{
     Access, DecodeError, Direction, Instruction, MAX_LENGTH, Mode, Operand, decode, length,
@@ -217,7 +216,6 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     if address >= parameters::physical_end() && install_far(address) {
         return Verdict::Resume;
     }
-    cpu.counters.count(COUNTER_ROOT_VIOLATIONS);
     if qualification.contains(EptViolation::FETCH) {
         return Verdict::InjectRecorded {
             exception: Exception::INVALID_OPCODE,
