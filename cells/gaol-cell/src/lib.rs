@@ -1,6 +1,6 @@
 //! The runtime of bare-metal cells in Rust.
 //!
-//! A cell is a crate with a function that gets a [`Cell`] and never returns:
+//! A cell is a crate with a function that gets a `Cell` and never returns:
 //!
 //! ```ignore
 //! #![no_std]
@@ -17,7 +17,7 @@
 //!
 //! What happens before: every CPU of the cell starts in real mode, as after a reset (`start`); the first one clears the
 //! memory that starts as zero, sets up exceptions and the local APIC, and runs the cell, the others wait
-//! ([`cpus`]). The modules [`arguments`], [`frequency`], [`schedule`], [`shared`], [`communication`] and [`registers`]
+//! (`cpus`). The modules [`arguments`], [`frequency`], [`schedule`], [`shared`], [`communication`] and [`registers`]
 //! are plain logic, which also builds, and is tested, on the host; the rest is hardware and exists on the target
 //! `x86_64-unknown-none` only.
 //!

@@ -1,6 +1,5 @@
 //! EPT violations, and reading the instruction that a guest is at.
 
-
 use super::decode::{
     Access, DecodeError, Direction, Instruction, MAX_LENGTH, Mode, Operand, decode, length,
 };
