@@ -273,6 +273,15 @@ impl Machine {
             .unwrap_or_default()
     }
 
+    /// What the emulator itself has said.
+    pub fn emulator_log(&self) -> String {
+        ["bochs.out", "qemu.out"]
+            .iter()
+            .filter_map(|name| fs::read(self.directory.join(name)).ok())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .collect()
+    }
+
     /// Its console, for waits that [`Machine::run`] does not cover.
     pub fn console(&mut self) -> &mut Console {
         &mut self.console
