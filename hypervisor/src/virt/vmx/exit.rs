@@ -225,8 +225,9 @@ fn account_nmis(cpu: &mut PerCpu) {
     } else {
         count
     };
-    // NMIs of the platform are Linux'; a cell would not know what to do with one.
-    if own != 0 && cpu.is_root {
+    // NMIs of the platform are Linux'; a cell would not know what to do with one, and a CPU that waits to be started takes
+    // none on bare hardware either.
+    if own != 0 && cpu.is_root && cpu.activity == Activity::Running {
         cpu.pending_nmi = true;
     }
 }
