@@ -7,7 +7,7 @@
 use core::sync::atomic::Ordering;
 
 use super::format::{ADDRESS_MASK, Format, HOLE};
-use super::tables::{TableMemory, Tables, fill, read};
+use super::tables::{Reserve, TableMemory, Tables, fill, read};
 use super::update::{index, is_own_table, is_present, target};
 use super::{Access, Attributes, PageTable};
 use crate::memory::address::{Address, HostPhysical};
@@ -17,28 +17,26 @@ use crate::memory::memory_types::MemoryType;
 /// A writable page, and tables of which every entry leads to it, as large as a hole can be.
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch {
-    page: HostPhysical,
+    pub(super) page: HostPhysical,
     table: HostPhysical,
     directory: HostPhysical,
 }
 
 impl Scratch {
-    /// Takes three frames.
+    /// Takes three frames, or none.
     ///
     /// # Errors
     /// When there are none.
     pub fn new<F: Format, T: Tables>(tables: &mut T) -> Result<Self, OutOfFrames> {
-        let page = tables.allocate()?;
-        let table = tables.allocate()?;
-        let directory = tables.allocate()?;
+        let mut frames = Reserve::take(tables, 3)?;
         let scratch = Self {
-            page,
-            table,
-            directory,
+            page: frames.pop(tables)?,
+            table: frames.pop(tables)?,
+            directory: frames.pop(tables)?,
         };
-        fill(tables, page, 0, 0);
-        fill(tables, table, scratch.entry::<F>(1), 0);
-        fill(tables, directory, scratch.entry::<F>(2), 0);
+        fill(tables, scratch.page, 0, 0);
+        fill(tables, scratch.table, scratch.entry::<F>(1), 0);
+        fill(tables, scratch.directory, scratch.entry::<F>(2), 0);
         Ok(scratch)
     }
 

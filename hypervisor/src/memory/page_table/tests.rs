@@ -1,5 +1,7 @@
 //! The engine against a model: the last change that named an address says what it leads to.
 
+mod redirect;
+
 extern crate std;
 use std::boxed::Box;
 use std::cell::Cell;
@@ -188,6 +190,16 @@ fn agree(table: &PageTable<Ept>, arena: &Arena, changes: &[Change]) -> Result<()
 /// Every frame in use is reached exactly once from the root or is one of the two shared tables, and no leaf is larger than
 /// the limits allow. `merged`: no table could be one leaf.
 fn check_structure<F: Format>(table: &PageTable<F>, arena: &Arena, merged: bool) {
+    check_structure_beside(table, arena, merged, 0);
+}
+
+/// As [`check_structure`], where `others` frames are in use beside those of the page table.
+fn check_structure_beside<F: Format>(
+    table: &PageTable<F>,
+    arena: &Arena,
+    merged: bool,
+    others: usize,
+) {
     fn visit<F: Format>(
         table: &PageTable<F>,
         arena: &Arena,
@@ -230,7 +242,7 @@ fn check_structure<F: Format>(table: &PageTable<F>, arena: &Arena, merged: bool)
     let mut seen = BTreeSet::new();
     visit(table, arena, table.root, table.levels, merged, &mut seen);
     let shared = if table.holes.is_some() { 2 } else { 0 };
-    assert_eq!(seen.len() + shared, arena.in_use());
+    assert_eq!(seen.len() + shared + others, arena.in_use());
 }
 
 fn new_table(arena: &mut Arena, limits: Limits) -> PageTable<Ept> {
