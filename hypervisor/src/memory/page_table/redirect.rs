@@ -59,6 +59,9 @@ impl<F: Format> PageTable<F> {
         address: F::Input,
         scratch: Scratch,
     ) -> bool {
+        if !F::reaches(address, self.address_bits()) {
+            return false;
+        }
         let mut table = self.root;
         let mut level = self.levels;
         while level > 0 {

@@ -221,3 +221,22 @@ fn scratch_takes_three_frames_or_none() {
             .all(|word| word.load(Ordering::Relaxed) == 0)
     );
 }
+
+#[test]
+fn what_the_table_does_not_reach_is_no_hole() {
+    let mut arena = Arena::new(PLENTY);
+    let mut table = new_table(&mut arena, Limits::all(LeafSize::Page1G));
+    let scratch = Scratch::new::<Ept, _>(&mut arena).unwrap();
+    table
+        .map_hole(&mut arena, guest_range(0, G1))
+        .unwrap()
+        .ignore();
+    // Bit 48 picks no entry of four levels.
+    let beyond = GuestPhysical::new(1 << 48);
+    assert!(!table.redirect_hole(&arena, beyond, scratch));
+    assert_eq!(
+        shown(&table, &arena, scratch.page, 0),
+        Shown::Hole,
+        "another address was redirected"
+    );
+}
