@@ -245,3 +245,78 @@ fn is_in_no_range(address: u64) -> bool {
         address.wrapping_sub(start.load(Ordering::Relaxed)) >= size.load(Ordering::Relaxed)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::test_runner::{Config, TestRunner};
+
+    use super::*;
+
+    const END: u64 = 1 << 52;
+
+    fn is_in(ranges: &[(u64, u64)], address: u64) -> bool {
+        ranges
+            .iter()
+            .any(|(start, size)| (*start..start + size).contains(&address))
+    }
+
+    /// Ends of the ranges and their neighbours, and the ends of all addresses.
+    fn samples(ranges: &[(u64, u64)]) -> Vec<u64> {
+        ranges
+            .iter()
+            .flat_map(|(start, size)| {
+                let end = start + size;
+                [
+                    start.saturating_sub(1),
+                    *start,
+                    start + size / 2,
+                    end.saturating_sub(1),
+                    end,
+                ]
+            })
+            .chain([0, 4096, END, u64::MAX])
+            .collect()
+    }
+
+    /// One test, since what it tests there is once only.
+    #[test]
+    fn memory_is_the_roots_unless_it_is_in_a_range() {
+        let range = prop_oneof![
+            (0u64..64, 0u64..8).prop_map(|(page, pages)| (page << 12, pages << 12)),
+            (0..END, 0..END).prop_map(|(start, size)| (start, size.min(END - start))),
+        ];
+        let lists = (
+            prop::collection::vec(range.clone(), 0..=FOREIGN_RANGES),
+            prop::collection::vec(range, 1..8),
+        );
+        let mut runner = TestRunner::new(Config::with_cases(200));
+        runner
+            .run(&lists, |(ranges, more)| {
+                prop_assert!(set_foreign(ranges.iter().copied()));
+                for address in samples(&ranges).into_iter().chain(samples(&more)) {
+                    prop_assert_eq!(
+                        is_roots(address),
+                        !is_in(&ranges, address),
+                        "at {:#x}",
+                        address
+                    );
+                }
+                // What is added goes behind; if that is too much, what stood before is as foreign as it was.
+                let both: Vec<(u64, u64)> = ranges.iter().chain(&more).copied().collect();
+                let fits = both.len() <= FOREIGN_RANGES;
+                prop_assert_eq!(set_foreign(both.iter().copied()), fits);
+                let now = if fits { &both } else { &ranges };
+                for address in samples(&both) {
+                    prop_assert_eq!(is_roots(address), !is_in(now, address), "at {:#x}", address);
+                }
+                Ok(())
+            })
+            .unwrap();
+        let many = (0..=FOREIGN_RANGES as u64).map(|number| (number << 21, 4096));
+        assert!(set_foreign(many.clone().take(FOREIGN_RANGES)));
+        assert!(!set_foreign(many));
+        assert!(set_foreign(core::iter::empty()));
+        assert!(is_roots(0) && is_roots(4096));
+    }
+}
