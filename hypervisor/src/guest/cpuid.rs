@@ -72,3 +72,41 @@ pub fn slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
     put(frame, answer);
     Verdict::Advance
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn one_bit_is_set_and_the_others_stay(value: u32, number in 0u32..32, on: bool) {
+            let bit = 1 << number;
+            let result = set(value, bit, on);
+            prop_assert_eq!(result & bit != 0, on);
+            prop_assert_eq!(result & !bit, value & !bit);
+        }
+
+        #[test]
+        fn the_answer_replaces_whole_registers(registers: [u64; 15], answer: [u32; 4]) {
+            let mut frame = Frame::default();
+            let numbers = (0u8..16).filter(|number| *number != 4);
+            for (number, value) in numbers.clone().zip(registers) {
+                frame.set_register(number, value);
+            }
+            put(&mut frame, answer);
+            for (number, value) in numbers.zip(registers) {
+                // EAX, EBX, ECX and EDX are registers 0, 3, 1 and 2.
+                let expected = match number {
+                    0 => u64::from(answer[0]),
+                    3 => u64::from(answer[1]),
+                    1 => u64::from(answer[2]),
+                    2 => u64::from(answer[3]),
+                    _ => value,
+                };
+                prop_assert_eq!(frame.register(number), expected, "register {}", number);
+            }
+        }
+    }
+}

@@ -199,3 +199,24 @@ fn post(cpu: &PerCpu, target: &cpu::CpuShared, events: Events) {
         apic::kick(cpu, target.apic_id.load(Ordering::Relaxed));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SDM, "Local Vector Table": 0 fixed, 2 SMI, 4 NMI, 5 INIT, 7 ExtINT, the others reserved.
+    #[test]
+    fn local_vectors_raise_fixed_external_and_nmi_only() {
+        let all_bits = 0..1u32 << 19;
+        for value in all_bits {
+            let mode = value / 256 % 8;
+            for other in [0, 0xfff8_0000] {
+                assert_eq!(
+                    lvt_is_harmless(value | other),
+                    [0, 4, 7].contains(&mode),
+                    "{value:#x}"
+                );
+            }
+        }
+    }
+}

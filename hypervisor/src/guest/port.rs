@@ -149,3 +149,50 @@ pub fn slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
     }
     Verdict::Advance
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// SDM, "Exit Qualification for I/O Instructions".
+    fn qualification(port: u16, size: u32, input: bool, others: u64) -> Access {
+        Access(u64::from(port) << 16 | u64::from(size - 1) | u64::from(input) << 3 | others)
+    }
+
+    #[test]
+    fn every_access_to_every_port_is_decoded() {
+        let (string, repeated, immediate) = (1 << 4, 1 << 5, 1 << 6);
+        for port in 0..=u16::MAX {
+            for size in [1, 2, 4] {
+                for input in [false, true] {
+                    for others in [0, immediate, string, string | repeated] {
+                        let access = qualification(port, size, input, others);
+                        assert_eq!(access.port(), port);
+                        assert_eq!(access.size(), size);
+                        assert_eq!(access.is_input(), input);
+                        assert_eq!(access.is_string(), others & string != 0);
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        /// Only 32-bit results clear the upper half of a register.
+        #[test]
+        fn what_is_read_changes_no_more_than_its_size(rax: u64, rcx: u64, value: u32) {
+            for (size, expected) in [
+                (1, rax & 0xffff_ffff_ffff_ff00 | u64::from(value as u8)),
+                (2, rax & 0xffff_ffff_ffff_0000 | u64::from(value as u16)),
+                (4, u64::from(value)),
+            ] {
+                let mut frame = Frame { rax, rcx, ..Frame::default() };
+                put(&mut frame, size, value);
+                prop_assert_eq!(frame.rax, expected);
+                prop_assert_eq!(frame.rcx, rcx);
+            }
+        }
+    }
+}
