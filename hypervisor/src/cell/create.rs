@@ -406,3 +406,52 @@ pub fn dismantle(machinery: &mut Machinery, cell: Cell) {
     pool.reclaim();
     system::publish_pool(pool);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES: usize = MAX_SIZE as usize;
+
+    /// A configuration of this kind that says that it is `size` bytes long, in the midst of ones.
+    fn buffer(signature: [u8; 8], size: u32) -> [u8; BYTES] {
+        let mut buffer = [0xff; BYTES];
+        buffer[..8].copy_from_slice(&signature);
+        // Behind the signature and the revision.
+        buffer[12..16].copy_from_slice(&size.to_le_bytes());
+        buffer
+    }
+
+    #[test]
+    fn sizes_from_the_header_to_the_buffer_are_taken() {
+        let header = size_of::<CellHeader>();
+        for size in 0..=MAX_SIZE as u32 {
+            let expected = if (size as usize) < header {
+                Err(Reason::ConfigurationInvalid)
+            } else {
+                Ok(size as usize)
+            };
+            let found = total_size(&buffer(CELL_SIGNATURE, size));
+            assert_eq!(
+                found.map_err(|failure| failure.reason()),
+                expected,
+                "{size}"
+            );
+        }
+        for size in [MAX_SIZE as u32 + 1, 1 << 31, u32::MAX] {
+            let failure = total_size(&buffer(CELL_SIGNATURE, size)).unwrap_err();
+            assert_eq!(failure.reason(), Reason::ConfigurationTooBig);
+            assert_eq!(failure.detail(), u64::from(size));
+        }
+    }
+
+    #[test]
+    fn every_byte_of_the_signature_counts() {
+        for bit in 0..64 {
+            let mut signature = CELL_SIGNATURE;
+            signature[bit / 8] ^= 1 << (bit % 8);
+            let failure = total_size(&buffer(signature, 4096)).unwrap_err();
+            assert_eq!(failure.reason(), Reason::ConfigurationInvalid);
+        }
+    }
+}
