@@ -324,3 +324,163 @@ pub unsafe fn with_interrupt_table(table: u64, work: impl FnOnce()) {
     // SAFETY: as above.
     unsafe { asm!("lidt [{}]", in(reg) &raw const own, options(nostack, readonly)) };
 }
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::processor::descriptor::{Segment, segment};
+    use crate::virt::vmx::fields::ACCESS_UNUSABLE;
+
+    const AT: u64 = 0xffff_ffff_1234_5000;
+
+    /// A gate taken to pieces: SDM, "64-Bit IDT Gate Descriptors".
+    #[derive(Debug, PartialEq)]
+    struct Gate {
+        offset: u64,
+        selector: u64,
+        ist: u64,
+        kind: u64,
+        system: bool,
+        privilege: u64,
+        present: bool,
+        reserved: u64,
+    }
+
+    fn decode([low, high]: [u64; 2]) -> Gate {
+        let bits = |from: u32, count: u32| low >> from & ((1 << count) - 1);
+        Gate {
+            offset: bits(0, 16) | bits(48, 16) << 16 | high << 32,
+            selector: bits(16, 16),
+            ist: bits(32, 3),
+            kind: bits(40, 4),
+            system: bits(44, 1) == 0,
+            privilege: bits(45, 2),
+            present: bits(47, 1) == 1,
+            reserved: bits(35, 5) | high >> 32,
+        }
+    }
+
+    /// What the world switch and the exception handlers count on.
+    fn expected(offset: u64, ist: u64) -> Gate {
+        let interrupt_gate = 14;
+        Gate {
+            offset,
+            selector: 0x10,
+            ist,
+            kind: interrupt_gate,
+            system: true,
+            privilege: 0,
+            present: true,
+            reserved: 0,
+        }
+    }
+
+    fn filled() -> DescriptorTables {
+        let mut tables = DescriptorTables::empty();
+        // What was there before must not show.
+        tables.gdt = [u64::MAX; GDT_ENTRIES];
+        tables.idt = [[u64::MAX; 2]; VECTORS];
+        tables.task_state = [0xff; TASK_STATE_BYTES];
+        tables.fill(AT);
+        tables
+    }
+
+    proptest! {
+        #[test]
+        fn gates_read_as_they_were_made(handler: u64, ist in 0u8..8) {
+            prop_assert_eq!(decode(gate(handler, ist)), expected(handler, u64::from(ist)));
+        }
+    }
+
+    #[test]
+    fn exceptions_go_to_their_handlers_on_their_stacks() {
+        let tables = filled();
+        for vector in 0..VECTORS {
+            let (offset, ist) = match vector {
+                2 => (nmi as *const () as u64, 2),
+                8 => (handler(8), 1),
+                18 => (machine_check as *const () as u64, 4),
+                _ => (handler(vector), 0),
+            };
+            let gate = decode(tables.gate(vector).unwrap());
+            assert_eq!(gate, expected(offset, ist), "vector {vector}");
+        }
+        assert_eq!(tables.gate(VECTORS), None);
+    }
+
+    #[test]
+    fn segments_are_those_of_linux() {
+        let tables = filled();
+        let bytes: Vec<u8> = tables.gdt.iter().flat_map(|e| e.to_le_bytes()).collect();
+        assert_eq!(bytes.len() - 1, usize::from(GDT_LIMIT));
+        // 64-bit code, present, of privilege 0, accessed: nothing is written when it is loaded.
+        let code = segment(&bytes, CODE_SELECTOR).unwrap();
+        assert_eq!(
+            code,
+            Segment {
+                selector: 0x10,
+                base: 0,
+                limit: u32::MAX,
+                access_rights: 0xa09b,
+            }
+        );
+        // An available TSS, which LTR demands.
+        let task = segment(&bytes, TASK_SELECTOR).unwrap();
+        assert_eq!(
+            task,
+            Segment {
+                selector: 0x40,
+                base: DescriptorTables::task_state_base(AT),
+                limit: 103,
+                access_rights: 0x89,
+            }
+        );
+        let null = segment(&bytes, 0).unwrap();
+        assert_eq!(null.access_rights, ACCESS_UNUSABLE);
+        for selector in [0x08, 0x18, 0x20, 0x28, 0x30, 0x38] {
+            assert_eq!(segment(&bytes, selector).unwrap().access_rights, 0);
+        }
+    }
+
+    /// SDM, "64-bit TSS Format": IST 1 to 7 from 0x24 on.
+    #[test]
+    fn the_task_state_names_three_stacks_and_nothing_else() {
+        let tables = filled();
+        for at in (4..TASK_STATE_BYTES - 8).step_by(8) {
+            let stack = u64::from_le_bytes(tables.task_state[at..at + 8].try_into().unwrap());
+            let expected = match at {
+                0x24 => private::DOUBLE_FAULT_STACK_END,
+                0x2c => private::NMI_STACK_END,
+                0x3c => private::MACHINE_CHECK_STACK_END,
+                _ => 0,
+            };
+            assert_eq!(stack, expected, "at {at:#x}");
+        }
+    }
+
+    /// The stubs are found by their distance, and the common handler by an error code that is always there.
+    #[test]
+    fn each_stub_pushes_its_vector_and_an_error_code_where_there_is_none() {
+        // SDM, "Error Code" and the exceptions' descriptions.
+        let with_error_code = [8, 10, 11, 12, 13, 14, 17, 21, 29, 30];
+        for vector in 0..VECTORS {
+            let at = handler(vector);
+            // SAFETY: 16 bytes of this program's own text.
+            let bytes = unsafe { core::slice::from_raw_parts(at as *const u8, 16) };
+            let mut stub: Vec<Instruction> = Decoder::with_ip(64, bytes, at, DecoderOptions::NONE)
+                .iter()
+                .collect();
+            if !with_error_code.contains(&vector) {
+                let error_code = stub.remove(0);
+                assert_eq!(error_code.code(), Code::Pushq_imm8, "vector {vector}");
+                assert_eq!(error_code.immediate(0), 0);
+            }
+            assert_eq!(stub[0].code(), Code::Pushq_imm8, "vector {vector}");
+            assert_eq!(stub[0].immediate(0), vector as u64);
+            assert_eq!(stub[1].near_branch_target(), common as *const () as u64);
+        }
+    }
+}
