@@ -228,3 +228,96 @@ impl Frame {
         *slot = value;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use core::mem::offset_of;
+
+    use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The registers as instructions number them, and their places in the frame. RSP has none.
+    const PLACES: [(u8, Register, usize); 15] = [
+        (0, Register::RAX, offset_of!(Frame, rax)),
+        (1, Register::RCX, offset_of!(Frame, rcx)),
+        (2, Register::RDX, offset_of!(Frame, rdx)),
+        (3, Register::RBX, offset_of!(Frame, rbx)),
+        (5, Register::RBP, offset_of!(Frame, rbp)),
+        (6, Register::RSI, offset_of!(Frame, rsi)),
+        (7, Register::RDI, offset_of!(Frame, rdi)),
+        (8, Register::R8, offset_of!(Frame, r8)),
+        (9, Register::R9, offset_of!(Frame, r9)),
+        (10, Register::R10, offset_of!(Frame, r10)),
+        (11, Register::R11, offset_of!(Frame, r11)),
+        (12, Register::R12, offset_of!(Frame, r12)),
+        (13, Register::R13, offset_of!(Frame, r13)),
+        (14, Register::R14, offset_of!(Frame, r14)),
+        (15, Register::R15, offset_of!(Frame, r15)),
+    ];
+
+    fn place(register: Register) -> usize {
+        let found = PLACES.iter().find(|(_, known, _)| *known == register);
+        found.unwrap_or_else(|| panic!("{register:?}")).2
+    }
+
+    proptest! {
+        #[test]
+        fn each_register_has_its_own_place(values: [u64; 15], changed in 0usize..15, value: u64) {
+            let mut frame = Frame::default();
+            for ((number, ..), value) in PLACES.iter().zip(values) {
+                frame.set_register(*number, value);
+            }
+            let (number, ..) = PLACES[changed];
+            frame.set_register(number, value);
+            for (index, (number, _, _)) in PLACES.iter().enumerate() {
+                let expected = if index == changed { value } else { values[index] };
+                prop_assert_eq!(frame.register(*number), expected, "register {}", number);
+                // Bits above the fourth are no part of the number.
+                prop_assert_eq!(frame.register(*number | 0xf0), expected);
+                let low = matches!(number, 0..=3 | 6..=11).then_some(expected);
+                prop_assert_eq!(frame.low_register(*number), low);
+            }
+            prop_assert_eq!(frame.low_register(4), None);
+        }
+    }
+
+    /// Walks through the assembly from `code` to the call or jump behind it, and notes where each register is saved to
+    /// or loaded from, relative to the frame.
+    fn places(code: usize, limit: usize, first: i64, end: Mnemonic) -> Vec<(Register, i64)> {
+        // SAFETY: this program's own text; the functions looked at are longer than what is read of them.
+        let bytes = unsafe { core::slice::from_raw_parts(code as *const u8, limit) };
+        let mut stack = first;
+        let mut found = Vec::new();
+        for instruction in &mut Decoder::new(64, bytes, DecoderOptions::NONE) {
+            match instruction.mnemonic() {
+                mnemonic if mnemonic == end => return found,
+                Mnemonic::Push => {
+                    stack -= 8;
+                    found.push((instruction.op0_register(), stack));
+                }
+                Mnemonic::Pop => {
+                    found.push((instruction.op0_register(), stack));
+                    stack += 8;
+                }
+                Mnemonic::Sub if instruction.op0_register() == Register::RSP => {
+                    stack -= instruction.immediate(1) as i64;
+                }
+                _ => assert!(instruction.op_kinds().all(|kind| kind != OpKind::Memory)),
+            }
+        }
+        panic!("no {end:?}")
+    }
+
+    #[test]
+    fn the_assembly_saves_and_loads_what_the_frame_says() {
+        let size = size_of::<Frame>() as i64;
+        let saved = places(vm_exit as *const () as usize, 64, size, Mnemonic::Call);
+        let entered = places(enter as *const () as usize, 40, 0, Mnemonic::Vmresume);
+        assert_eq!((saved.len(), entered.len()), (10, PLACES.len()));
+        for (register, at) in saved.into_iter().chain(entered) {
+            assert_eq!(at, place(register) as i64, "{register:?}");
+        }
+    }
+}
