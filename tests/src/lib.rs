@@ -16,4 +16,6 @@ pub mod latency;
 pub mod machine;
 pub mod qemu;
 pub mod runner;
+#[cfg(test)]
+mod specification;
 pub mod system;
