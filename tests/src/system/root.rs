@@ -32,6 +32,10 @@ pub(super) const GROUP: Group = Group {
             run: vmxe,
         },
         Check {
+            name: "suspend-is-refused",
+            run: suspend,
+        },
+        Check {
             name: "exits-are-counted-by-reason",
             run: counters,
         },
@@ -145,6 +149,22 @@ fn vmxe(context: &mut Context) -> Result<()> {
     }
     ensure!(text.lines().count() == CPUS as usize, "{text}");
     Ok(())
+}
+
+fn suspend(context: &mut Context) -> Result<()> {
+    let states = context.machine.check("cat /sys/power/state")?;
+    ensure!(states.contains("freeze"), "Linux offers only {states:?}");
+    for state in states.split_whitespace() {
+        let output = context
+            .machine
+            .run(&format!("echo {state} >/sys/power/state"))?;
+        ensure!(output.status != 0, "Linux went into `{state}`");
+    }
+    ensure!(
+        context.sysfs_number("enabled")? == 1,
+        "it is not enabled any more"
+    );
+    context.machine.linux_is_well(CPUS)
 }
 
 fn counters(context: &mut Context) -> Result<()> {
