@@ -133,6 +133,7 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
     });
     if let Err(failure) = joined {
         undo(machinery, cpu, cell, low_page);
+        lifecycle::update_foreign(cells, None)?;
         let _ = ledger.release(id);
         return Err(failure);
     }
@@ -291,8 +292,11 @@ fn carve(machinery: &mut Machinery, cpu: &PerCpu, cell: &mut Cell) -> Result<(),
             }
         }
     }
-    if flush.is_needed() {
-        flush_root(cpu)?;
+    if flush.is_needed()
+        && let Err(failure) = flush_root(cpu)
+    {
+        give_back_memory(machinery, cpu, cell.regions())?;
+        return Err(failure);
     }
     set_root_ports(machinery, cell, true);
     Ok(())
