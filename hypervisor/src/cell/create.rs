@@ -120,8 +120,12 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
         .free_id()
         .ok_or(Failure::configuration(Reason::TooManyCells, 0))?;
     let mut cell = build(machinery, &view)?;
+    cell.in_use = shared_with_others(cells, &cell);
     if let Err(failure) = carve(machinery, cpu, &mut cell) {
         dismantle(machinery, cell);
+        if failure.reason() != Reason::CpuDidNotStop {
+            settle(machinery);
+        }
         return Err(failure);
     }
     // The check has passed and nothing has changed since: this can't fail.
@@ -133,7 +137,8 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
     });
     if let Err(failure) = joined {
         undo(machinery, cpu, cell, low_page);
-        lifecycle::update_foreign(cells, None)?;
+        // Fewer ranges than before the creation: they fit.
+        let _ = lifecycle::update_foreign(cells, None);
         let _ = ledger.release(id);
         return Err(failure);
     }
@@ -141,8 +146,7 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
         .get_mut(id.0 as usize)
         .ok_or(Failure::gaol(Reason::TooManyCells, 0))?;
     *slot = Some(cell);
-    machinery.pool.reclaim();
-    system::publish_pool(&machinery.pool);
+    settle(machinery);
     public::set_cells(ledger.cell_count() as u64);
     Ok(i64::from(id.0))
 }
@@ -189,6 +193,7 @@ fn build(machinery: &mut Machinery, view: &CellView<'_>) -> Result<Cell, Failure
         console: view.has_console(),
         patience: u64::from(milliseconds).saturating_mul(u64::from(parameters::tsc_khz())),
         asked: None,
+        in_use: 0,
         scrub: Scrub::default(),
     };
     cell.memory
@@ -201,6 +206,7 @@ fn build(machinery: &mut Machinery, view: &CellView<'_>) -> Result<Cell, Failure
         .for_each(|(slot, range)| *slot = *range);
     if let Err(failure) = map_memory(machinery, &mut cell) {
         dismantle(machinery, cell);
+        settle(machinery);
         return Err(failure);
     }
     fill_bitmaps(&cell);
@@ -287,7 +293,10 @@ fn carve(machinery: &mut Machinery, cpu: &PerCpu, cell: &mut Cell) -> Result<(),
             Ok(more) => flush = flush.and(more),
             Err(failure) => {
                 let done = cell.memory.iter().take(index);
-                give_back_memory(machinery, cpu, done)?;
+                flush = flush.and(return_memory(machinery, done)?);
+                if flush.is_needed() {
+                    flush_root(cpu)?;
+                }
                 return Err(failure);
             }
         }
@@ -295,7 +304,7 @@ fn carve(machinery: &mut Machinery, cpu: &PerCpu, cell: &mut Cell) -> Result<(),
     if flush.is_needed()
         && let Err(failure) = flush_root(cpu)
     {
-        give_back_memory(machinery, cpu, cell.regions())?;
+        return_memory(machinery, cell.regions())?.ignore();
         return Err(failure);
     }
     set_root_ports(machinery, cell, true);
@@ -309,19 +318,15 @@ pub fn root_range(region: &MemoryRegion) -> Result<Range<GuestPhysical>, Failure
 }
 
 /// Maps memory back to the root with the types it had, run by run. Never needs a frame.
-pub fn give_back_memory<'a>(
+pub fn return_memory<'a>(
     machinery: &mut Machinery,
-    cpu: &PerCpu,
     regions: impl Iterator<Item = &'a MemoryRegion>,
-) -> Result<(), Failure> {
+) -> Result<Flush, Failure> {
     let mut flush = Flush::Nothing;
     for region in regions.filter(|region| taken_from_root(region)) {
         flush = flush.and(map_to_root(machinery, region, false)?);
     }
-    if flush.is_needed() {
-        flush_root(cpu)?;
-    }
-    Ok(())
+    Ok(flush)
 }
 
 /// Maps one region to the root as it was before; `keep_tables`: for a while.
@@ -387,14 +392,37 @@ fn publish(id: CellId, cell: &Cell, view: &CellView<'_>) {
 fn undo(machinery: &mut Machinery, cpu: &PerCpu, cell: Cell, low_page: &mut [u8; 4096]) {
     // CPUs that joined go back; one that does not is lost until the next launch, and its cell's tables with it.
     let back = lifecycle::move_cpus(cpu, &cell, ROOT, low_page, machinery);
-    let memory = cell.memory;
-    let given = give_back_memory(machinery, cpu, memory.iter().take(cell.memory_count));
+    let given = return_memory(machinery, cell.regions());
     set_root_ports(machinery, &cell, false);
-    if back.is_ok() && given.is_ok() {
+    if back.is_ok() {
         dismantle(machinery, cell);
     }
+    if given.is_ok() && flush_root(cpu).is_ok() {
+        settle(machinery);
+    }
+}
+
+/// Makes retired frames free and publishes the pool's figures. Every CPU has flushed since the last change.
+pub fn settle(machinery: &mut Machinery) {
     machinery.pool.reclaim();
     system::publish_pool(&machinery.pool);
+}
+
+/// Bit n: region n of `new` is one that another cell shares with the root as well.
+fn shared_with_others(cells: &[Option<Cell>; gaol_abi::MAX_CELLS], new: &Cell) -> u32 {
+    let is_shared = |region: &MemoryRegion| region.flags & MEMORY_ROOT_SHARED != 0;
+    let mut bits = 0u32;
+    for (index, region) in new
+        .regions()
+        .enumerate()
+        .filter(|(_, region)| is_shared(region))
+    {
+        let mut others = cells.iter().flatten().flat_map(Cell::regions);
+        if others.any(|other| is_shared(other) && other.physical == region.physical) {
+            bits |= 1u32.checked_shl(index as u32).unwrap_or(0);
+        }
+    }
+    bits
 }
 
 /// Gives all frames of a cell back. No CPU belongs to it any more.
@@ -406,9 +434,6 @@ pub fn dismantle(machinery: &mut Machinery, cell: Cell) {
         release(pool, communication.frame());
     }
     cell.ept.destroy(&mut PoolTables(pool));
-    // CPUs that used the table have flushed it when they joined another cell.
-    pool.reclaim();
-    system::publish_pool(pool);
 }
 
 #[cfg(test)]

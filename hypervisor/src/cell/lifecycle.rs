@@ -17,7 +17,7 @@ use gaol_config::ledger::CellId;
 
 use super::communication::Facts;
 use super::create::{
-    dismantle, give_back_memory, map_to_root, root_range, set_root_ports, taken_from_root,
+    dismantle, map_to_root, return_memory, root_range, set_root_ports, settle, taken_from_root,
 };
 use super::{Cell, Phase, Scrub, restart};
 use crate::cpu::{self, Events, PerCpu, events};
@@ -155,7 +155,10 @@ pub fn move_cpus(
         let Some(target) = cpu::shared(index) else {
             continue;
         };
-        if target.cell.load(Ordering::Acquire) == to {
+        // A CPU that was told to join another cell and has not done so yet may still do it.
+        if target.cell.load(Ordering::Acquire) == to
+            && target.next_cell.load(Ordering::Acquire) == to
+        {
             continue;
         }
         target.next_cell.store(to, Ordering::Release);
@@ -394,25 +397,32 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
         return Err(AGAIN);
     }
     move_cpus(cpu, cell, ROOT, low_page, machinery)?;
+    // All of this can be repeated when a flush fails, and a repetition, which changes nothing, must flush all the same.
+    // Giving memory back needs no frames.
+    return_memory(machinery, cell.regions())?.ignore();
+    flush_root(cpu)?;
+    set_root_ports(machinery, cell, false);
     let slot = cells.get_mut(id as usize).ok_or(no_such_cell(id))?;
     let Some(cell) = slot.take() else {
         return Err(no_such_cell(id));
     };
-    // From here on the root is told of the memory as its own; giving it back needs no frames and can't fail.
     update_foreign(cells, None)?;
-    give_back_memory(machinery, cpu, cell.regions())?;
-    set_root_ports(machinery, &cell, false);
     let _ = ledger.release(CellId(id as u32));
     dismantle(machinery, cell);
+    settle(machinery);
     public::set_cells(ledger.cell_count() as u64);
     Ok(0)
 }
 
 /// Memory that must not keep what was in it.
-fn is_scrubbed(region: &MemoryRegion, phase: Phase) -> bool {
+fn is_scrubbed(cell: &Cell, index: usize, region: &MemoryRegion) -> bool {
+    let phase = cell.phase;
+    let in_use = cell.in_use.checked_shr(index as u32).unwrap_or(0) & 1 != 0;
     let never = MEMORY_COMMUNICATION | MEMORY_DEVICE;
     // What the root shares it may read at any time; at first it must not show the cell what Linux had there.
-    region.flags & never == 0 && (phase == Phase::Fresh || region.flags & MEMORY_ROOT_SHARED == 0)
+    !in_use
+        && region.flags & never == 0
+        && (phase == Phase::Fresh || region.flags & MEMORY_ROOT_SHARED == 0)
 }
 
 /// The next piece to clear: where, and how many bytes.
@@ -423,7 +433,7 @@ fn next_piece(cell: &mut Cell) -> Option<(HostPhysical, u64)> {
         .take(cell.memory_count)
         .nth(cell.scrub.region)
     {
-        if is_scrubbed(region, cell.phase) && cell.scrub.offset < region.size {
+        if is_scrubbed(cell, cell.scrub.region, region) && cell.scrub.offset < region.size {
             let at = region.physical.wrapping_add(cell.scrub.offset);
             let to_boundary = 0x20_0000u64.wrapping_sub(at & 0x1f_ffff);
             let left = region.size.wrapping_sub(cell.scrub.offset);

@@ -75,6 +75,8 @@ pub struct Cell {
     pub patience: u64,
     /// It was asked to end; the time by which it must have answered.
     pub asked: Option<u64>,
+    /// Bit n: region n is shared with a cell that was there before, and is not cleared.
+    pub in_use: u32,
     /// What is cleared so far.
     pub scrub: Scrub,
 }

@@ -16,7 +16,7 @@ use crate::error::{Blame, Failure};
 use crate::launch::parameters;
 use crate::memory::address::HostPhysical;
 use crate::memory::page_table::TableMemory;
-use crate::processor::{pause, time_stamp};
+use crate::processor::{cr4, pause, read_cr4, time_stamp};
 use crate::region::{self, LinearTables};
 use crate::system::{Machinery, release, zeroed_frame};
 use crate::trace::public;
@@ -182,19 +182,27 @@ pub fn restart(
 ) -> Result<(), Failure> {
     let failed = || Failure::hardware(Reason::ApicMode, u64::from(index));
     let low_page = parameters::low_page();
-    if low_page == 0 || low_page >= 0x10_0000 || region::physical().as_u64() >> 32 != 0 {
+    // The trampoline enters long mode with four levels.
+    let five_levels = read_cr4() & cr4::LA57 != 0;
+    if low_page == 0
+        || low_page >= 0x10_0000
+        || region::physical().as_u64() >> 32 != 0
+        || five_levels
+    {
         return Err(failed());
     }
     let begin = time_stamp();
     let private_root = HostPhysical::new(target.private_root.load(Ordering::Acquire));
     let tables = Tables::new(machinery, private_root)?;
     let [root, ..] = tables.0;
-    let page = trampoline([
+    let Some(page) = trampoline([
         root.as_u64(),
         private_root.as_u64(),
         restart_entry as *const () as u64,
-    ])
-    .ok_or_else(failed)?;
+    ]) else {
+        tables.release(machinery);
+        return Err(failed());
+    };
     let place = HostPhysical::new(low_page);
     cpu.windows.read_page(place, saved);
     cpu.windows.write_page(place, &page);
@@ -206,6 +214,9 @@ pub fn restart(
     let mut outcome = Ok(());
     while !target.has_served(Events::JOIN) {
         if time_stamp().wrapping_sub(start) > parameters::deadline_cycles() {
+            // It waits for another startup IPI then, and runs nothing of what is taken away below.
+            apic::send_init(cpu, apic_id);
+            settle();
             outcome = Err(Failure::timed_out(
                 Blame::Hardware,
                 Reason::CpuDidNotStop,

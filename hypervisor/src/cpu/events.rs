@@ -20,19 +20,24 @@ use crate::virt::vmx::operation;
 const ROOT: u32 = 0;
 
 /// Serves events in the order of their bits.
-pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, events: Events) {
+pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, mut events: Events) {
+    if events.intersects(Events::STOP.union(Events::JOIN)) {
+        // What the cell's own CPUs have sent, and a start that was given up, must not revive it.
+        events.remove(Events::INIT.union(Events::STARTUP).union(Events::RESET));
+    }
     if events.contains(Events::FLUSH) {
         invalidate_all();
         cpu.shared.acknowledge(Events::FLUSH);
     }
     if events.contains(Events::STOP) {
-        park(cpu, frame, Activity::Waiting);
+        park(cpu, frame, Activity::Stopped);
         cpu.shared.acknowledge(Events::STOP);
     }
     if events.contains(Events::JOIN) {
         join(cpu, frame);
     }
-    if events.contains(Events::INIT) {
+    let may_start = matches!(cpu.activity, Activity::Running | Activity::Waiting);
+    if events.contains(Events::INIT) && may_start {
         park(cpu, frame, Activity::Waiting);
         cpu.shared.waits_for_startup.store(true, Ordering::Release);
     }
@@ -58,6 +63,8 @@ pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, events: Events) {
 fn run(cpu: &mut PerCpu, frame: &mut Frame, start: Start) {
     *frame = control::reset(cpu, start);
     invalidate_all();
+    control::set_nmi_window(false);
+    cpu.pending_nmi = false;
     cpu.activity = Activity::Running;
     public::set_state(cpu.index, CpuState::Running, cpu.cell);
 }
@@ -68,6 +75,7 @@ pub fn park(cpu: &mut PerCpu, frame: &mut Frame, activity: Activity) {
     control::set_nmi_window(false);
     cpu.pending_nmi = false;
     cpu.activity = activity;
+    cpu.shared.waits_for_startup.store(false, Ordering::Release);
     if cpu.x2apic && !cpu.is_root {
         apic::reset(cpu);
     }
@@ -82,9 +90,11 @@ pub fn park(cpu: &mut PerCpu, frame: &mut Frame, activity: Activity) {
 /// Leaves the present cell for `next_cell`: the APIC, then all state that the next owner could see.
 fn join(cpu: &mut PerCpu, frame: &mut Frame) {
     let next = cpu.shared.next_cell.load(Ordering::Acquire);
-    park(cpu, frame, Activity::Waiting);
+    park(cpu, frame, Activity::Stopped);
     cpu.is_root = next == ROOT;
-    if next == ROOT {
+    if next == ROOT && !cpu.x2apic {
+        // It never got as far as the cell.
+    } else if next == ROOT {
         apic::reset(cpu);
         // Linux' own mode is that of the CPU that never leaves it.
         let linux_has_x2apic =
@@ -94,6 +104,7 @@ fn join(cpu: &mut PerCpu, frame: &mut Frame) {
         }
     } else if !apic::enter_x2apic(cpu) {
         cpu.is_root = cpu.cell == ROOT;
+        cpu.activity = Activity::Waiting;
         cpu.shared.join_failed.store(true, Ordering::Release);
         cpu.shared.acknowledge(Events::JOIN);
         return;
@@ -114,6 +125,11 @@ fn finish_join(cpu: &mut PerCpu, next: u32) {
         control::confine(&cell.confinement());
         cpu.ignore_ports = cell.ignores_ports();
     }
+    cpu.activity = if next == ROOT {
+        Activity::Waiting
+    } else {
+        Activity::Stopped
+    };
     cpu.counters.clear();
     public::clear_fault(cpu.index);
     public::set_state(cpu.index, CpuState::Waiting, next);

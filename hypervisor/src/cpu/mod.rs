@@ -74,8 +74,10 @@ pub mod area {
 pub enum Activity {
     /// Runs its guest.
     Running,
-    /// Waits for a startup IPI or for its cell to be started.
+    /// Waits for a startup IPI.
     Waiting,
+    /// Its cell does not run: nothing but the management starts it.
+    Stopped,
     /// Parked after a violation.
     Failed,
 }

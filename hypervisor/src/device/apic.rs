@@ -206,9 +206,12 @@ fn fill_drain_table(cpu: &PerCpu) {
         return;
     }
     for vector in 0..256usize {
-        let gate = cpu.tables.gate(vector).unwrap_or_else(|| {
-            crate::processor::tables::gate(drop_interrupt as *const () as u64, 0)
-        });
+        // Vectors 16 to 31 are exceptions' numbers, but an APIC delivers them as interrupts all the same, and a cell can send
+        // them to itself; the few instructions that run on this table raise no exception.
+        let gate = match vector {
+            0..16 => cpu.tables.gate(vector).unwrap_or_default(),
+            _ => crate::processor::tables::gate(drop_interrupt as *const () as u64, 0),
+        };
         // SAFETY: inside the table; see `Sync`.
         unsafe {
             (DRAIN.0.get() as *mut [u64; 2])

@@ -82,7 +82,7 @@ fn load_pdptes(cpu: &PerCpu) -> bool {
 fn write_cr4(cpu: &PerCpu, value: u64) -> Verdict {
     let old = read(Field::GuestCr4);
     let long_mode = read(Field::GuestEfer) & efer::LMA != 0;
-    let forbidden = value & !cpu.controls.cr4_allowed != 0
+    let forbidden = value & !(cpu.controls.cr4_allowed & cr4::KNOWN) != 0
         || (long_mode && (value & cr4::PAE == 0 || (value ^ old) & cr4::LA57 != 0))
         || (value & (1 << 17) != 0 && !long_mode);
     if forbidden {

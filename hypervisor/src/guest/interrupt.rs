@@ -50,7 +50,7 @@ pub fn x2apic_slow(cpu: &PerCpu, value: u64) -> Verdict {
 }
 
 /// Other registers of the x2APIC that a guest may write after a check. `None`: it may not.
-pub fn x2apic_register(number: u32, value: u64) -> Option<Verdict> {
+pub fn x2apic_register(is_root: bool, number: u32, value: u64) -> Option<Verdict> {
     let offset = (number.wrapping_sub(msr::X2APIC) << 4) as u16;
     let allowed = match offset {
         register::SPURIOUS | register::ERROR_STATUS => true,
@@ -59,7 +59,7 @@ pub fn x2apic_register(number: u32, value: u64) -> Option<Verdict> {
         | register::LVT_PERFORMANCE
         | register::LVT_THERMAL
         | register::LVT_ERROR
-        | register::LVT_CMCI => lvt_is_harmless(value as u32),
+        | register::LVT_CMCI => lvt_is_harmless(is_root, value as u32),
         _ => false,
     };
     if !allowed {
@@ -73,12 +73,12 @@ pub fn x2apic_register(number: u32, value: u64) -> Option<Verdict> {
 }
 
 /// An LVT entry can also raise SMIs and INITs; Linux programs ExtINT at LINT0.
-fn lvt_is_harmless(value: u32) -> bool {
+fn lvt_is_harmless(is_root: bool, value: u32) -> bool {
     let external = 7;
     let mode = (value >> 8) & 7;
     mode == u32::from(DeliveryMode::Fixed.0)
         || mode == u32::from(DeliveryMode::Nmi.0)
-        || mode == external
+        || (is_root && mode == external)
 }
 
 /// A write of the root cell to the xAPIC page.
@@ -97,7 +97,7 @@ pub fn xapic_write(cpu: &PerCpu, offset: u16, value: u32) {
         | register::LVT_THERMAL
         | register::LVT_ERROR
         | register::LVT_CMCI
-            if !lvt_is_harmless(value) => {}
+            if !lvt_is_harmless(cpu.is_root, value) => {}
         _ => apic::write_page(offset, value),
     }
 }
@@ -206,14 +206,20 @@ mod tests {
 
     /// SDM, "Local Vector Table": 0 fixed, 2 SMI, 4 NMI, 5 INIT, 7 ExtINT, the others reserved.
     #[test]
-    fn local_vectors_raise_fixed_external_and_nmi_only() {
+    fn local_vectors_raise_fixed_and_nmi_only_and_external_in_the_root() {
         let all_bits = 0..1u32 << 19;
         for value in all_bits {
             let mode = value / 256 % 8;
             for other in [0, 0xfff8_0000] {
+                let is_one_of = |allowed: &[u32]| allowed.contains(&mode);
                 assert_eq!(
-                    lvt_is_harmless(value | other),
-                    [0, 4, 7].contains(&mode),
+                    lvt_is_harmless(true, value | other),
+                    is_one_of(&[0, 4, 7]),
+                    "{value:#x}"
+                );
+                assert_eq!(
+                    lvt_is_harmless(false, value | other),
+                    is_one_of(&[0, 4]),
                     "{value:#x}"
                 );
             }

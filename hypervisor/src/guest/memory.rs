@@ -18,7 +18,10 @@ use crate::system;
 use crate::virt::vmx::control::Exception;
 use crate::virt::vmx::entry::Frame;
 use crate::virt::vmx::exit::{SLOW, finish};
-use crate::virt::vmx::fields::{EptViolation, Field, INTERRUPTION_ERROR_CODE, INTERRUPTION_VALID};
+use crate::virt::vmx::fields::{
+    BLOCKING_BY_NMI, EptViolation, Field, INTERRUPTION_ERROR_CODE, INTERRUPTION_NMI,
+    INTERRUPTION_TYPE, INTERRUPTION_VALID,
+};
 use crate::virt::vmx::instructions::{invalidate_ept, read, write};
 
 /// Access rights of CS: 64-bit code.
@@ -212,7 +215,7 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     if is_apic_page(address) {
         return apic_access(cpu, frame, qualification);
     }
-    if address >= parameters::physical_end() && install_far(address) {
+    if address >= parameters::physical_end() && system::is_roots(address) && install_far(address) {
         return Verdict::Resume;
     }
     if qualification.contains(EptViolation::FETCH) {
@@ -242,6 +245,11 @@ fn reinject() -> bool {
             Field::EntryExceptionErrorCode,
             read(Field::IdtVectoringErrorCode),
         );
+    }
+    if information & INTERRUPTION_TYPE == INTERRUPTION_NMI {
+        // Its delivery had begun, so NMIs count as blocked; VM entry would refuse to deliver one then.
+        let now = read(Field::GuestInterruptibility);
+        write(Field::GuestInterruptibility, now & !BLOCKING_BY_NMI);
     }
     write(
         Field::EntryInstructionLength,
@@ -283,16 +291,20 @@ fn install_far(address: u64) -> bool {
     let at = HostPhysical::new(address);
     let (kind, _) = far.memory_types.uniform_run(at);
     let size = LeafSize::Page2M;
-    far.table
-        .install_far(
-            &LinearTables,
-            &far.reserve,
-            GuestPhysical::new(address).align_down(size.bytes()),
-            at.align_down(size.bytes()),
-            size,
-            system::everything(kind),
-        )
-        .is_ok()
+    let installed = far.table.install_far(
+        &LinearTables,
+        &far.reserve,
+        GuestPhysical::new(address).align_down(size.bytes()),
+        at.align_down(size.bytes()),
+        size,
+        system::everything(kind),
+    );
+    // What was there already, from another CPU or as a hole, must let the guest go on, or it would come back for ever.
+    installed.is_ok()
+        && far
+            .table
+            .lookup(&LinearTables, GuestPhysical::new(address))
+            .is_some_and(|there| !there.is_hole)
 }
 
 /// Lets a write that can't be stepped over go to a scratch page.
@@ -315,6 +327,11 @@ fn apic_access(cpu: &PerCpu, frame: &mut Frame, qualification: EptViolation) -> 
             exception: Exception::INVALID_OPCODE,
             address,
         };
+    }
+    let mut bytes = [0; 16];
+    if fetch(cpu, &mut bytes).is_none() {
+        // The instruction's memory is changing hands at this moment: Linux tries again.
+        return Verdict::Resume;
     }
     let Ok(Instruction::Access(access)) = instruction(cpu) else {
         return if skip(cpu) {

@@ -92,7 +92,7 @@ pub fn write_slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     match register {
         X2APIC_COMMAND if cpu.x2apic => interrupt::x2apic_slow(cpu, value),
         _ if (msr::X2APIC..msr::X2APIC + 0x40).contains(&register) && cpu.x2apic => {
-            interrupt::x2apic_register(register, value).unwrap_or(refuse(register))
+            interrupt::x2apic_register(cpu.is_root, register, value).unwrap_or(refuse(register))
         }
         // Memory types stay as they were at the launch: the EPT was built from them. Linux switches the MTRRs off and on
         // whenever a CPU comes up, and must find what it wrote.

@@ -1,5 +1,7 @@
 //! Back to Linux, outside VMX operation, right where the guest is.
 
+use core::sync::atomic::Ordering;
+
 use gaol_abi::handover::{HandoverPage, LinuxState, TableRegister};
 
 use super::parameters;
@@ -88,10 +90,27 @@ fn guest_state(frame: &Frame) -> (LinuxState, Saved) {
     (state, saved)
 }
 
+/// Leaves the NMIs and machine checks that hit the hypervisor, and were not delivered yet, to the module.
+pub fn hand_back_interrupts(cpu: &PerCpu) {
+    let count = cpu.nmi_count.swap(0, Ordering::Relaxed);
+    let kicks = u32::from(count != 0 && cpu.shared.nmi_was_kick());
+    let own = count
+        .saturating_sub(kicks)
+        .saturating_add(u32::from(cpu.pending_nmi));
+    let checks = cpu.machine_checks.swap(0, Ordering::Relaxed);
+    let page = cpu.handover as *mut HandoverPage;
+    // SAFETY: this CPU's own handover page, which the emergency handlers are not using yet.
+    unsafe {
+        (*page).nmi_count = (*page).nmi_count.saturating_add(own);
+        (*page).machine_check_count = (*page).machine_check_count.saturating_add(checks);
+    }
+}
+
 /// Leaves the hypervisor for good: the guest goes on natively with its present state.
 pub fn leave(cpu: &mut PerCpu, frame: &Frame) -> ! {
     let (mut state, saved) = guest_state(frame);
     operation::leave(cpu);
+    hand_back_interrupts(cpu);
     let page = cpu.handover as *mut HandoverPage;
     // SAFETY: this CPU's own handover page; the state is whole, and `restore` writes the MSRs that the stub does not.
     unsafe {

@@ -303,7 +303,7 @@ pub fn set_own_registers() {
     let [_, seven, _, _] = processor::cpuid(7, 0);
     let [_, _, one, _] = processor::cpuid(1, 0);
     let [_, _, seven_c, _] = processor::cpuid(7, 0);
-    let mut value = cr4::PAE | cr4::OSFXSR | (processor::read_cr4() & cr4::LA57);
+    let mut value = cr4::PAE | cr4::MCE | cr4::OSFXSR | (processor::read_cr4() & cr4::LA57);
     for (has, bit) in [
         (one & (1 << 26) != 0, cr4::OSXSAVE),
         (seven & (1 << 7) != 0, cr4::SMEP),
@@ -346,6 +346,7 @@ pub fn roll_back(cpu: &mut PerCpu, at: LaunchStep, failure: &Failure) -> ! {
     if cpu.control_block_loaded != 0 {
         operation::leave(cpu);
     }
+    leave::hand_back_interrupts(cpu);
     let saved = cpu.saved;
     back_natively(cpu.handover, &saved, at, failure)
 }
@@ -355,7 +356,11 @@ pub fn roll_back(cpu: &mut PerCpu, at: LaunchStep, failure: &Failure) -> ! {
 #[must_use]
 pub fn commit(cpu: &mut PerCpu) -> Frame {
     if let Err((at, failure)) = meet(cpu) {
-        roll_back(cpu, at, &failure);
+        call_off(cpu.index, at, &failure);
+        // This CPU may have given up in the very moment in which the last one came: then it obeys the word.
+        if parameters::launch_word() != LaunchWord::Committed {
+            roll_back(cpu, at, &failure);
+        }
     }
     cpu.committed = true;
     cpu.activity = Activity::Running;
@@ -365,6 +370,9 @@ pub fn commit(cpu: &mut PerCpu) -> Frame {
     let state = unsafe {
         cpu.pending_nmi |= (*page(cpu.handover)).nmi_count != 0;
         (*page(cpu.handover)).nmi_count = 0;
+        let checks = (*page(cpu.handover)).machine_check_count;
+        cpu.machine_checks.fetch_add(checks, Ordering::Relaxed);
+        (*page(cpu.handover)).machine_check_count = 0;
         (*page(cpu.handover)).state
     };
     let registers = &state.registers;

@@ -92,6 +92,8 @@ pub mod cr0 {
 pub mod cr4 {
     /// Physical address extension.
     pub const PAE: u64 = 1 << 5;
+    /// Machine checks are exceptions; without it they shut the machine down.
+    pub const MCE: u64 = 1 << 6;
     /// User-mode instruction prevention.
     pub const UMIP: u64 = 1 << 11;
     /// 57-bit linear addresses.

@@ -308,7 +308,7 @@ extern "sysv64" fn exception(frame: &mut ExceptionFrame) {
 /// Runs `work` with the interrupt descriptor table at `table` (256 gates), then loads this CPU's own again.
 ///
 /// # Safety
-/// The gates of NMI, machine check and exceptions in `table` are those of this CPU's own.
+/// The gates of NMI and the exceptions below 16 in `table` are those of this CPU's own, and `work` raises no other.
 pub unsafe fn with_interrupt_table(table: u64, work: impl FnOnce()) {
     let other = Pointer {
         limit: 4095,

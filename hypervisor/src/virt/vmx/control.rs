@@ -50,7 +50,11 @@ pub fn fill_host(cpu: &mut PerCpu) {
         (Field::TprThreshold, 0),
         (Field::VmcsLinkPointer, u64::MAX),
         (Field::Cr0Mask, CR0_HOST_OWNED),
-        (Field::Cr4Mask, controls.cr4_fixed_ones | cr4::VMXE),
+        // Bits that the hypervisor does not know how to carry (CET and newer) stay off: setting one exits, and raises #GP.
+        (
+            Field::Cr4Mask,
+            controls.cr4_fixed_ones | cr4::VMXE | !cr4::KNOWN,
+        ),
         (Field::HostEsSelector, 0),
         (Field::HostCsSelector, u64::from(CODE_SELECTOR)),
         (Field::HostSsSelector, 0),

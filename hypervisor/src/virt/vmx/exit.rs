@@ -234,10 +234,11 @@ fn account_nmis(cpu: &mut PerCpu) {
 
 /// Delivers a pending NMI now, or as soon as the guest can take it.
 fn deliver_nmi(cpu: &mut PerCpu) {
-    if cpu
-        .machine_checks
-        .swap(0, core::sync::atomic::Ordering::Relaxed)
-        != 0
+    if cpu.activity == Activity::Running
+        && cpu
+            .machine_checks
+            .swap(0, core::sync::atomic::Ordering::Relaxed)
+            != 0
     {
         inject(Exception::MACHINE_CHECK);
     }
@@ -262,6 +263,9 @@ fn deliver_nmi(cpu: &mut PerCpu) {
 }
 
 fn entry_failure(cpu: &mut PerCpu, reason: u32) -> Verdict {
+    if reason as u16 == ExitReason::MachineCheckOnEntry.0 && cpu.committed {
+        return Verdict::Inject(Exception::MACHINE_CHECK);
+    }
     if !cpu.committed {
         let failure = Failure::gaol(Reason::EntryFailed, u64::from(reason));
         launch::roll_back(cpu, LaunchStep::FirstExit, &failure);

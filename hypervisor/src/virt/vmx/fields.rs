@@ -339,6 +339,8 @@ pub const ACCESS_UNUSABLE: u32 = 1 << 16;
 pub const INTERRUPTION_VALID: u32 = 1 << 31;
 /// Interruption information: an error code is delivered.
 pub const INTERRUPTION_ERROR_CODE: u32 = 1 << 11;
+/// Interruption information: the type's bits.
+pub const INTERRUPTION_TYPE: u32 = 7 << 8;
 /// Interruption type: NMI.
 pub const INTERRUPTION_NMI: u32 = 2 << 8;
 /// Interruption type: hardware exception.
