@@ -261,6 +261,10 @@ fn present(shown: &Shown) -> Result<()> {
     println!("$ gaol cell list\n{}", shown.list);
     println!("$ gaol cell stats {CELL}\n{}", shown.stats);
     println!(
+        "  Exits between the first tick and the last: {}. The others are the cell's start and what it prints.\n",
+        shown.report.cell.exits_during_run
+    );
+    println!(
         "  {}, {}",
         artefacts::display(&drawing),
         artefacts::display(&json)
