@@ -3,7 +3,13 @@
 use gaol_abi::communication::{CellState, CommunicationRegion};
 use gaol_cell::arguments::Arguments;
 use gaol_cell::instructions::halt_forever;
-use gaol_cell::{COMMUNICATION_REGION, Cell, println};
+use gaol_cell::registers::Msr;
+use gaol_cell::{COMMUNICATION_REGION, Cell, interrupts, println};
+
+use crate::access::try_write_msr;
+
+/// Vectors below are refused by the APIC (SDM, "Valid Interrupt Vectors").
+const LOWEST_VECTOR: u64 = 16;
 
 /// Denies `denials=` requests, or all of them.
 pub fn deny(cell: &mut Cell) {
@@ -24,7 +30,16 @@ pub fn deny(cell: &mut Cell) {
 }
 
 /// Never answers.
+///
+/// With `pend=1` all vectors that an APIC takes, those of exceptions among them, are left pending in this CPU's own.
 pub fn ignore(arguments: Arguments<'_>) {
+    if arguments.flag("pend") {
+        interrupts::disable();
+        for vector in LOWEST_VECTOR..=u64::from(u8::MAX) {
+            let _ = try_write_msr(Msr::SelfIpi, vector);
+        }
+        println!("violator: interrupts are pending");
+    }
     if arguments.flag("halt") {
         halt_forever();
     }

@@ -24,6 +24,10 @@ pub(super) const GROUP: Group = Group {
             run: silent,
         },
         Check {
+            name: "a-cell-with-every-interrupt-pending-is-destroyed",
+            run: pending,
+        },
+        Check {
             name: "two-cells-at-once",
             run: two_cells,
         },
@@ -68,6 +72,17 @@ fn silent(context: &mut Context) -> Result<()> {
     // Meanwhile Linux was not held up for long, and is well.
     context.machine.linux_is_well(CPUS - 1)?;
     context.machine.gaol("cell destroy deny --force")?;
+    context.disable()
+}
+
+/// An APIC takes the numbers of exceptions as interrupts, too; the hypervisor drains them all.
+fn pending(context: &mut Context) -> Result<()> {
+    context.enable()?;
+    context.start_cell_with("deny", "violator", "do=silent pend=1")?;
+    context.wait_console("violator: interrupts are pending")?;
+    context.machine.gaol("cell shutdown deny --force")?;
+    context.machine.gaol("cell destroy deny --force")?;
+    context.machine.linux_is_well(CPUS)?;
     context.disable()
 }
 
