@@ -67,10 +67,14 @@ const HOST_STEPS: &[HostStep] = &[
         run: |toolchain| {
             single(
                 "clippy-hypervisor",
-                toolchain
-                    .bare_metal("clippy")
-                    .args(["--package", "gaol-hypervisor", "--bin", "gaol-vmx"])
-                    .args(["--features", "image,vmx", "--", "-D", "warnings"]),
+                &mut toolchain.lint(&[
+                    "--package",
+                    "gaol-hypervisor",
+                    "--bin",
+                    "gaol-vmx",
+                    "--features",
+                    "image,vmx",
+                ]),
             )
         },
     },
@@ -263,14 +267,15 @@ fn single(log: &str, command: &mut Command) -> Result<Count> {
 }
 
 fn clippy_cells(toolchain: &Toolchain) -> Result<Count> {
-    let mut command = toolchain.bare_metal("clippy");
-    for name in build::cell_names()? {
-        command.arg("--package").arg(format!("{name}-cell"));
+    let packages: Vec<String> = build::cell_names()?
+        .iter()
+        .map(|name| format!("{name}-cell"))
+        .collect();
+    let mut selection = vec!["--features", "image", "--bins"];
+    for package in &packages {
+        selection.extend(["--package", package]);
     }
-    single(
-        "clippy-cells",
-        command.args(["--features", "image", "--bins", "--", "-D", "warnings"]),
-    )
+    single("clippy-cells", &mut toolchain.lint(&selection))
 }
 
 /// Adds up the summaries of the test programs; a build that fails is one failure.

@@ -89,6 +89,23 @@ impl Toolchain {
         command
     }
 
+    /// A Cargo command that looks for faults in bare-metal programs, `selection`, and takes every warning for an error.
+    /// Debian's Cargo comes without clippy: there the compiler's own warnings must do.
+    pub fn lint(&self, selection: &[&str]) -> Command {
+        match self {
+            Self::Rustup => {
+                let mut command = self.bare_metal("clippy");
+                command.args(selection).args(["--", "-D", "warnings"]);
+                command
+            }
+            Self::Debian { .. } => {
+                let mut command = self.bare_metal("check");
+                command.args(selection).env("RUSTFLAGS", "-D warnings");
+                command
+            }
+        }
+    }
+
     /// Where Cargo leaves a bare-metal program of the profile `image`.
     pub fn image(&self, name: &str) -> PathBuf {
         let target = match self {
