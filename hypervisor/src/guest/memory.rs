@@ -1,7 +1,7 @@
 //! EPT violations, and reading the instruction that a guest is at.
 
 use super::decode::{
-    Access, DecodeError, Direction, Instruction, MAX_LENGTH, Mode, Operand, decode, length,
+    DecodeError, Direction, Instruction, MAX_LENGTH, Mode, Operand, decode, length,
 };
 use super::store::{Source, plain_store};
 use super::walk::{GuestMemory, Paging};
@@ -128,15 +128,37 @@ pub fn fetch(cpu: &PerCpu, bytes: &mut [u8; 16]) -> Option<usize> {
     (copied != 0).then_some(copied)
 }
 
-fn instruction(cpu: &PerCpu) -> Result<Instruction, DecodeError> {
-    let mut bytes = [0; 16];
-    let count = fetch(cpu, &mut bytes).ok_or(DecodeError::Truncated)?;
-    decode(
-        bytes
-            .get(..count.min(MAX_LENGTH))
-            .ok_or(DecodeError::Truncated)?,
-        mode(),
-    )
+/// The bytes at the guest's RIP, copied once: the guest may change them at any time, and all that is asked of one
+/// instruction must be answered from the same bytes.
+struct Fetched {
+    bytes: [u8; 16],
+    count: usize,
+}
+
+impl Fetched {
+    /// `None`: not one byte could be read.
+    fn new(cpu: &PerCpu) -> Option<Self> {
+        let mut bytes = [0; 16];
+        let count = fetch(cpu, &mut bytes)?.min(MAX_LENGTH);
+        Some(Self { bytes, count })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.count).unwrap_or(&[])
+    }
+
+    fn decode(&self) -> Result<Instruction, DecodeError> {
+        decode(self.bytes(), mode())
+    }
+
+    /// Steps over the instruction, if its length is known.
+    fn skip(&self) -> bool {
+        let known = length(self.bytes(), mode());
+        if let Ok(length) = known {
+            advance_by(length);
+        }
+        known.is_ok()
+    }
 }
 
 const fn is_apic_page(address: u64) -> bool {
@@ -225,7 +247,7 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
         };
     }
     super::fault::record(cpu, frame, address);
-    if !delivering && skip(cpu) {
+    if !delivering && Fetched::new(cpu).is_some_and(|fetched| fetched.skip()) {
         return Verdict::Resume;
     }
     if redirect(address) {
@@ -260,27 +282,6 @@ fn reinject() -> bool {
         u64::from(information & !(1 << 12)),
     );
     true
-}
-
-/// Steps over the instruction, if its length is known.
-fn skip(cpu: &PerCpu) -> bool {
-    let mut bytes = [0; 16];
-    let Some(count) = fetch(cpu, &mut bytes) else {
-        return false;
-    };
-    let Some(bytes) = bytes.get(..count.min(MAX_LENGTH)) else {
-        return false;
-    };
-    match length(bytes, mode()) {
-        Ok(length) => {
-            write(
-                Field::GuestRip,
-                read(Field::GuestRip).wrapping_add(u64::from(length)),
-            );
-            true
-        }
-        Err(_) => false,
-    }
 }
 
 /// A page of Linux' own, beyond what it had told of.
@@ -328,13 +329,12 @@ fn apic_access(cpu: &PerCpu, frame: &mut Frame, qualification: EptViolation) -> 
             address,
         };
     }
-    let mut bytes = [0; 16];
-    if fetch(cpu, &mut bytes).is_none() {
+    let Some(fetched) = Fetched::new(cpu) else {
         // The instruction's memory is changing hands at this moment: Linux tries again.
         return Verdict::Resume;
-    }
-    let Ok(Instruction::Access(access)) = instruction(cpu) else {
-        return if skip(cpu) {
+    };
+    let Ok(Instruction::Access(access)) = fetched.decode() else {
+        return if fetched.skip() {
             Verdict::Resume
         } else {
             Verdict::Violation { address }
@@ -356,13 +356,13 @@ fn apic_access(cpu: &PerCpu, frame: &mut Frame, qualification: EptViolation) -> 
             frame.set_register(number, loaded);
         }
     }
-    advance_by(&access);
+    advance_by(access.length);
     Verdict::Resume
 }
 
-fn advance_by(access: &Access) {
+fn advance_by(length: u8) {
     write(
         Field::GuestRip,
-        read(Field::GuestRip).wrapping_add(u64::from(access.length)),
+        read(Field::GuestRip).wrapping_add(u64::from(length)),
     );
 }
