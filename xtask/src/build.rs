@@ -175,17 +175,19 @@ fn kernel_module(name: &str, sources: &Path, generated: &[(&str, &[u8])]) -> Res
         "the module {name} builds with warnings:\n{}",
         warnings.join("\n")
     );
+    // Stripped beside its source, and stored like everything else: `strip -o` wants a directory that is there, which
+    // nothing has made yet where this is the first step of a fresh clone (and says "Bad file descriptor" to that).
     let file = format!("{name}.ko");
-    let target = artefacts::gaol().join(&file);
+    let stripped = copy.join(format!("{name}.stripped"));
     process::run(
         "strip-module",
         Command::new("strip")
             .arg("--strip-debug")
             .arg("-o")
-            .arg(&target)
+            .arg(&stripped)
             .arg(copy.join(&file)),
     )?;
-    Ok(())
+    store(&file, &read(&stripped)?)
 }
 
 /// The command, linked statically, so that it runs in a bare initrd.
@@ -242,6 +244,10 @@ fn store(name: &str, content: &[u8]) -> Result<()> {
 fn write_if_changed(path: &Path, content: &[u8]) -> Result<()> {
     if fs::read(path).is_ok_and(|old| old == content) {
         return Ok(());
+    }
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
     }
     fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
 }
