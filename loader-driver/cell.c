@@ -328,12 +328,10 @@ static int check_config(const struct gaol_cell_header *header, size_t size,
 					sizeof(*header), outcome);
 	if (error)
 		return error;
+	/* The other arrays are read by the hypervisor alone. */
 	if (header->memory_region_count > GAOL_CONFIG_MAX_MEMORY_REGIONS ||
-	    header->port_range_count > GAOL_CONFIG_MAX_PORT_RANGES ||
-	    size != sizeof(*header) +
-		    header->memory_region_count *
-			    sizeof(struct gaol_memory_region) +
-		    header->port_range_count * sizeof(struct gaol_port_range))
+	    size < sizeof(*header) + header->memory_region_count *
+					     sizeof(struct gaol_memory_region))
 		return gaol_refuse(outcome, GAOL_REASON_CONFIGURATION_INVALID,
 				   size, -EINVAL);
 	if (!gaol_name_is_valid(header->name))

@@ -222,22 +222,34 @@ structures! {
     config::Preamble { signature, revision, total_size, checksum, flags }
     config::SystemHeader {
         preamble, name, hypervisor_physical, hypervisor_size, console_kind, console_divisor, console_address,
-        deadline_milliseconds, reserved,
+        deadline_milliseconds, l3_ways, l2_ways, range_count, bar_count, root_memory_count, root_msr_count, cpu_count,
+        root_port_count, device_count, reserved,
     }
+    config::MachineRange { physical, size, kind, extent, number }
+    config::MachineCpu { apic_id, package, core, l2, l3, node, flags }
+    config::MachineDevice { segment, function, group, flags, vendor, device, msi_vectors, msix_vectors }
+    config::MachineBar { address, size, device, number, flags, reserved }
     config::CellHeader {
-        preamble, name, cpus, reset_address, shutdown_milliseconds, memory_region_count, port_range_count, reserved,
+        preamble, name, cpus, reset_address, shutdown_milliseconds, violation, memory_region_count, msr_count,
+        interrupt_count, device_count, port_range_count, l3_ways, l2_ways, reserved,
     }
     config::MemoryRegion { name, physical, guest, size, flags }
     config::PortRange { first, count }
+    config::MsrAccess { msr, flags, write_mask }
+    config::Interrupt { number }
+    config::AssignedDevice { segment, function, vectors, reserved }
     driver::EnableRequest {
         revision, fault_cpu, fault_step, flags, image, image_size, config, config_size, region_physical, region_size,
         cycles, outcome,
     }
     driver::CellReference { id, reserved, name }
-    driver::CellCreateRequest { revision, id, config, config_size, cycles, scrub_cycles, outcome }
+    driver::CellCreateRequest {
+        revision, id, flags, region, config, config_size, cycles, scrub_cycles, outcome,
+    }
     driver::LoadImage { source, size, target }
     driver::CellLoadRequest { revision, image_count, cell, images, cycles, outcome }
     driver::CellCommand { revision, flags, cell, cycles, scrub_cycles, outcome }
+    driver::MemoryOfferRequest { revision, block_count, blocks, block_size, outcome }
     public::SystemPublic {
         abi_revision, cpu_count, frames_total, frames_used, last_outcome, tsc_khz, apic_khz, image_bytes, cells,
         restart_cycles,
@@ -277,14 +289,22 @@ constants! {
         MACHINE_CHECK_STACK_END,
     }
     config {
-        SYSTEM_SIGNATURE, CELL_SIGNATURE, MAX_SIZE, MAX_MEMORY_REGIONS, MAX_PORT_RANGES, CPU_WORDS, CHECKSUM_OFFSET,
+        SYSTEM_SIGNATURE, CELL_SIGNATURE, MAX_SIZE, MAX_CELL_SIZE, MAX_MEMORY_REGIONS, MAX_PORT_RANGES, MAX_MSRS,
+        MAX_INTERRUPTS, MAX_DEVICES, MAX_MACHINE_RANGES, MAX_MACHINE_DEVICES, MAX_MACHINE_BARS, CPU_WORDS,
+        CHECKSUM_OFFSET, SYSTEM_STRICT_ROOT, SYSTEM_DESCRIBES_MACHINE, RANGE_RAM, RANGE_IO_APIC,
+        RANGE_PCI_CONFIGURATION, RANGE_IOMMU, RANGE_RESERVED_DMA, MACHINE_CPU_SMIS, MACHINE_DEVICE_BRIDGE,
+        MACHINE_BAR_PORTS, MACHINE_BAR_64, MACHINE_BAR_PREFETCHABLE, VIOLATION_PARK_CPU, VIOLATION_PARK_CELL,
         CONSOLE_NONE, CONSOLE_UART_PORT, CELL_CONSOLE, CELL_PASSIVE, CELL_IGNORE_UNASSIGNED_PORTS, MEMORY_READ,
         MEMORY_WRITE, MEMORY_EXECUTE, MEMORY_DMA, MEMORY_DEVICE, MEMORY_COMMUNICATION, MEMORY_LOADABLE,
-        MEMORY_ROOT_SHARED, MEMORY_ALL_FLAGS,
+        MEMORY_ROOT_SHARED, MEMORY_SHARED, MEMORY_CONTINUED, MEMORY_TYPE_MASK, MEMORY_TYPE_UNCACHEABLE,
+        MEMORY_TYPE_WRITE_COMBINING, MEMORY_TYPE_WRITE_THROUGH, MEMORY_TYPE_WRITE_PROTECTED, MEMORY_TYPE_WRITE_BACK,
+        MEMORY_WIDTH_8, MEMORY_WIDTH_16, MEMORY_WIDTH_32, MEMORY_WIDTH_64, MEMORY_WIDTHS, MEMORY_ALL_FLAGS, MSR_READ,
+        MSR_WRITE, MSR_PER_CPU, MSR_ALL_FLAGS,
     }
     driver {
         IOCTL_TYPE, IOCTL_ENABLE, IOCTL_DISABLE, IOCTL_CELL_CREATE, IOCTL_CELL_LOAD, IOCTL_CELL_START,
-        IOCTL_CELL_SHUTDOWN, IOCTL_CELL_DESTROY, FLAG_FORCE, MAX_LOAD_IMAGES,
+        IOCTL_CELL_SHUTDOWN, IOCTL_CELL_DESTROY, IOCTL_MEMORY_OFFER, FLAG_FORCE, FLAG_PIECES, MAX_LOAD_IMAGES,
+        MAX_MEMORY_BLOCKS,
     }
     hypercall {
         CPUID_SIGNATURE_LEAF, CPUID_FEATURES_LEAF, CPUID_SIGNATURE, SCRUB_CHUNK, DESTROY_FORCE, CPU_RUNNING,
@@ -325,6 +345,7 @@ enumerations! {
         NotPermitted, NoEntry, InputOutput, TooBig, TryAgain, NoMemory, Busy, Exists, NoDevice, Invalid, Range,
         NoSystemCall, TimedOut,
     }
+    outcome::Unsupported { Devices, Interrupts, CacheWays, AccessWidths }
     outcome::Reason {
         None, ImageInvalid, ImageRevision, ImageVendor, ConfigurationInvalid, ConfigurationRevision,
         ConfigurationChecksum, ConfigurationTooBig, CpuOffline, NoVmx, VmxLockedOff, VmxInUse, HypervisorMemory,
@@ -333,7 +354,10 @@ enumerations! {
         CellExists, NoSuchCell, RootCell, TooManyCells, NoCpu, CpuUnknown, CpuZero, CpuOwned, CpuBusy, CpuNotBack,
         RegionInvalid, RegionOverlap, MemoryOwned, MemoryIsHypervisors, MemoryIsInterruptController, CellMemory,
         PortsOwned, ResetAddress, OutOfFrames, ShutdownDenied, ShutdownTimedOut, CellLocked, CellRunning, LoadOutside,
-        CpuDidNotStop, NotScrubbed, CellsExist, ApicMode, NameInvalid, InProgress, NotLoaded, MemoryNotRam, PortsInvalid,
+        CpuDidNotStop, NotScrubbed, CellsExist, ApicMode, NameInvalid, InProgress, NotLoaded, MemoryNotRam, PortsInvalid, DeviceUnknown, DeviceOwned, DeviceIsBridge, DeviceGroupSplit, VectorBudget, InterruptUnknown,
+        InterruptOwned, CacheWaysInvalid, CacheWaysOwned, MsrInvalid, MsrOwned, MemoryIsPciConfiguration,
+        MemoryIsIommus, MemoryIsReservedDma, DmaOutsideMemory, MemoryIsDevices, SharedRegionDiffers, Unsupported,
+        OtherMachine, MachineInvalid,
     }
     communication::CellState { Running, RunningLocked, ShutDown, Failed, FailedRevision }
     communication::Message { None, ShutdownRequest, ReconfigCompleted }

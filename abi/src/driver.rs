@@ -6,6 +6,9 @@
 //! `mmap` of `/dev/gaol` maps memory of cells that is shared with the root ([`crate::config::MEMORY_ROOT_SHARED`]):
 //! the offset is its host-physical address, as sysfs tells it.
 //!
+//! Memory that a request takes from Linux may be in memory blocks that were taken offline for it: [`MemoryOfferRequest`].
+//! What was offered through an open file is for requests through the same file, as long as it is open.
+//!
 //! `read` returns the hypervisor's console from the start of the ring; it waits for more unless O_NONBLOCK is set, and
 //! after `disable` (or a failed `enable`) still tells the last text.
 
@@ -30,9 +33,13 @@ pub const IOCTL_CELL_START: u8 = 4;
 pub const IOCTL_CELL_SHUTDOWN: u8 = 5;
 /// [`CellCommand`].
 pub const IOCTL_CELL_DESTROY: u8 = 6;
+/// [`MemoryOfferRequest`].
+pub const IOCTL_MEMORY_OFFER: u8 = 7;
 
 /// [`CellCommand::flags`]: do not ask the cell.
 pub const FLAG_FORCE: u32 = 1;
+/// [`CellCreateRequest::flags`]: a region that Linux has no contiguous memory for may be made of several pieces.
+pub const FLAG_PIECES: u32 = 1;
 
 /// Enables the hypervisor.
 #[repr(C)]
@@ -84,6 +91,10 @@ pub struct CellCreateRequest {
     pub revision: u32,
     /// Out: id of the cell.
     pub id: i32,
+    /// [`FLAG_PIECES`].
+    pub flags: u32,
+    /// Out, when there was no memory for a region: its index.
+    pub region: u32,
     /// User address of the cell configuration.
     pub config: u64,
     /// Bytes of the cell configuration.
@@ -125,6 +136,27 @@ pub struct CellLoadRequest {
     pub images: u64,
     /// Out: cycles spent in the hypervisor.
     pub cycles: u64,
+    /// Out: why not.
+    pub outcome: Outcome,
+}
+
+/// Most blocks that are offered at a time, and that the module knows of.
+pub const MAX_MEMORY_BLOCKS: u32 = 4096;
+
+/// Announces memory blocks of Linux which the caller is about to take offline for the next request through the same
+/// file. From then on the module knows whose they are, whatever becomes of the caller; those that are still online are
+/// forgotten when the file is closed. `memory_blocks` in sysfs tells which of them are to be brought online again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct MemoryOfferRequest {
+    /// [`crate::ABI_REVISION`].
+    pub revision: u32,
+    /// Number of blocks.
+    pub block_count: u32,
+    /// User address of the blocks' physical addresses, 8 bytes each.
+    pub blocks: u64,
+    /// Bytes of each block: Linux' `block_size_bytes`.
+    pub block_size: u64,
     /// Out: why not.
     pub outcome: Outcome,
 }

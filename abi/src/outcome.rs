@@ -33,7 +33,7 @@ pub enum Reason {
     VmxLockedOff = 10,
     /// VMX is in use, by KVM or another hypervisor \[the CPU\].
     VmxInUse = 11,
-    /// Linux could not give the hypervisor's memory \[bytes\].
+    /// Linux could not give the hypervisor's memory \[bytes of the largest piece that was found\].
     HypervisorMemory = 12,
     /// The reserved memory at that address is used or not reserved \[address\].
     MemoryNotReserved = 13,
@@ -94,7 +94,7 @@ pub enum Reason {
     MemoryIsHypervisors = 53,
     /// The region covers registers that the hypervisor owns: APIC or IOAPIC \[address\].
     MemoryIsInterruptController = 54,
-    /// Linux could not give memory for the cell \[bytes\].
+    /// Linux could not give memory for a region of the cell \[bytes that were found\].
     CellMemory = 55,
     /// The ports belong to another cell or to the hypervisor \[first port\].
     PortsOwned = 56,
@@ -130,6 +130,61 @@ pub enum Reason {
     MemoryNotRam = 71,
     /// The port range is empty, ends beyond port 0xffff or overlaps another of the same cell \[first port\].
     PortsInvalid = 72,
+    /// There is no such PCI function \[segment << 16 | function\].
+    DeviceUnknown = 73,
+    /// The PCI function belongs to another cell, or is named twice \[segment << 16 | function\].
+    DeviceOwned = 74,
+    /// The PCI function is a bridge: it stays with the root cell \[segment << 16 | function\].
+    DeviceIsBridge = 75,
+    /// A function of the same group is not the cell's \[segment << 16 | the other function\].
+    DeviceGroupSplit = 76,
+    /// More interrupt vectors than the PCI function, or the cell's CPUs, have \[segment << 16 | function\].
+    VectorBudget = 77,
+    /// There is no such interrupt line \[global system interrupt\].
+    InterruptUnknown = 78,
+    /// The interrupt line belongs to another cell, or is named twice \[global system interrupt\].
+    InterruptOwned = 79,
+    /// The ways are none that the cache has, or not adjacent \[level << 32 | ways\].
+    CacheWaysInvalid = 80,
+    /// Cache ways belong to another cell, or none would be left for the root cell \[level << 32 | ways\].
+    CacheWaysOwned = 81,
+    /// The MSR can't be given to a cell \[MSR\].
+    MsrInvalid = 82,
+    /// The MSR belongs to another cell, or is named twice \[MSR\].
+    MsrOwned = 83,
+    /// The region covers PCI configuration space \[address\].
+    MemoryIsPciConfiguration = 84,
+    /// The region covers registers of an IOMMU \[address\].
+    MemoryIsIommus = 85,
+    /// The region covers memory that firmware or a device of the root reaches by DMA \[address\].
+    MemoryIsReservedDma = 86,
+    /// The region shall be reached by DMA, and is no memory \[index\].
+    DmaOutsideMemory = 87,
+    /// The region covers registers of a PCI function that is not the cell's \[address\].
+    MemoryIsDevices = 88,
+    /// The shared region differs from the one of the same name in another cell \[index\].
+    SharedRegionDiffers = 89,
+    /// This build can't keep what the configuration asks for ([`Unsupported`]) \[what\].
+    Unsupported = 90,
+    /// The configuration describes another machine \[CPU\].
+    OtherMachine = 91,
+    /// The description of the machine makes no sense \[kind << 32 | index\].
+    MachineInvalid = 92,
+}
+
+/// What [`Reason::Unsupported`] is about.
+#[open_enum]
+#[repr(u64)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsupported {
+    /// PCI functions in a cell.
+    Devices = 1,
+    /// Interrupt lines in a cell.
+    Interrupts = 2,
+    /// Cache ways of a cell.
+    CacheWays = 3,
+    /// Regions with access widths.
+    AccessWidths = 4,
 }
 
 /// A failure in numbers, or success with all fields 0.

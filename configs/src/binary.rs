@@ -15,15 +15,20 @@
     )
 )]
 
+use gaol_abi::MAX_CPUS;
 use gaol_abi::checksum::crc32_with_hole;
 use gaol_abi::config::{
-    CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, CELL_SIGNATURE, CHECKSUM_OFFSET,
-    CONSOLE_NONE, CONSOLE_UART_PORT, CellHeader, MAX_MEMORY_REGIONS, MAX_PORT_RANGES, MAX_SIZE,
-    MEMORY_ALL_FLAGS, MemoryRegion, PortRange, Preamble, SYSTEM_SIGNATURE, SystemHeader,
+    AssignedDevice, CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, CELL_SIGNATURE,
+    CHECKSUM_OFFSET, CONSOLE_NONE, CONSOLE_UART_PORT, CellHeader, Interrupt, MAX_CELL_SIZE,
+    MAX_DEVICES, MAX_INTERRUPTS, MAX_MACHINE_BARS, MAX_MACHINE_DEVICES, MAX_MACHINE_RANGES,
+    MAX_MEMORY_REGIONS, MAX_MSRS, MAX_PORT_RANGES, MAX_SIZE, MEMORY_ALL_FLAGS, MSR_ALL_FLAGS,
+    MachineBar, MachineCpu, MachineDevice, MachineRange, MemoryRegion, MsrAccess, PortRange,
+    Preamble, SYSTEM_DESCRIBES_MACHINE, SYSTEM_SIGNATURE, SYSTEM_STRICT_ROOT, SystemHeader,
+    VIOLATION_PARK_CELL,
 };
 use gaol_abi::outcome::Reason;
 use gaol_abi::{ABI_REVISION, NAME_LENGTH};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use crate::address::{GuestPhysical, HostPhysical, Range};
 use crate::cpu_set::CpuSet;
@@ -38,6 +43,8 @@ pub const MAX_MILLISECONDS: u32 = 600_000;
 pub const UART_PORTS: u16 = 8;
 /// Flags of a cell that have a meaning.
 const CELL_ALL_FLAGS: u32 = CELL_CONSOLE | CELL_PASSIVE | CELL_IGNORE_UNASSIGNED_PORTS;
+/// Flags of a system that have a meaning.
+const SYSTEM_ALL_FLAGS: u32 = SYSTEM_STRICT_ROOT | SYSTEM_DESCRIBES_MACHINE;
 
 /// Why something is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,10 +64,10 @@ impl Refusal {
 }
 
 /// Checks what all configurations have in common: length, signature, revision, checksum. Returns the flags.
-fn check_preamble(bytes: &[u8], signature: [u8; 8]) -> Result<u32, Refusal> {
+fn check_preamble(bytes: &[u8], signature: [u8; 8], most: u64) -> Result<u32, Refusal> {
     let length = bytes.len() as u64;
     let invalid = Refusal::new(Reason::ConfigurationInvalid, length);
-    if length > MAX_SIZE {
+    if length > most {
         return Err(Refusal::new(Reason::ConfigurationTooBig, length));
     }
     let (preamble, _) = Preamble::ref_from_prefix(bytes).map_err(|_| invalid)?;
@@ -97,11 +104,69 @@ pub fn name_text(name: &[u8; NAME_LENGTH]) -> Result<&str, Refusal> {
     core::str::from_utf8(text).map_err(|_| invalid)
 }
 
+/// The arrays behind a header, taken off one after the other.
+struct Arrays<'a> {
+    rest: &'a [u8],
+    invalid: Refusal,
+}
+
+impl<'a> Arrays<'a> {
+    /// The next array, of `count` elements, which are not more than `most`.
+    fn take<T: FromBytes + KnownLayout + Immutable>(
+        &mut self,
+        count: u32,
+        most: usize,
+    ) -> Result<&'a [T], Refusal> {
+        let count = usize::try_from(count)
+            .ok()
+            .filter(|count| *count <= most)
+            .ok_or(self.invalid)?;
+        let (elements, rest) =
+            <[T]>::ref_from_prefix_with_elems(self.rest, count).map_err(|_| self.invalid)?;
+        self.rest = rest;
+        Ok(elements)
+    }
+
+    /// Refuses a tail.
+    fn end(self) -> Result<(), Refusal> {
+        self.rest.is_empty().then_some(()).ok_or(self.invalid)
+    }
+}
+
+/// Checks names and flags of memory regions.
+fn check_regions(regions: &[MemoryRegion]) -> Result<(), Refusal> {
+    for (index, region) in (0u64..).zip(regions) {
+        name_text(&region.name)?;
+        if region.flags & !MEMORY_ALL_FLAGS != 0 {
+            return Err(Refusal::new(Reason::RegionInvalid, index));
+        }
+    }
+    Ok(())
+}
+
+/// Checks the flags of registers.
+fn check_msrs(msrs: &[MsrAccess]) -> Result<(), Refusal> {
+    match msrs
+        .iter()
+        .find(|access| access.flags & !MSR_ALL_FLAGS != 0)
+    {
+        Some(access) => Err(Refusal::new(Reason::MsrInvalid, u64::from(access.msr))),
+        None => Ok(()),
+    }
+}
+
 /// A system configuration.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SystemView<'a> {
     header: &'a SystemHeader,
     name: &'a str,
+    ranges: &'a [MachineRange],
+    bars: &'a [MachineBar],
+    root_memory: &'a [MemoryRegion],
+    root_msrs: &'a [MsrAccess],
+    cpus: &'a [MachineCpu],
+    root_ports: &'a [PortRange],
+    devices: &'a [MachineDevice],
 }
 
 impl<'a> SystemView<'a> {
@@ -111,19 +176,87 @@ impl<'a> SystemView<'a> {
     /// Why these bytes are not one.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Refusal> {
         let invalid = Refusal::new(Reason::ConfigurationInvalid, bytes.len() as u64);
-        let flags = check_preamble(bytes, SYSTEM_SIGNATURE)?;
-        let header = SystemHeader::ref_from_bytes(bytes).map_err(|_| invalid)?;
-        if flags != 0 || header.reserved != 0 || header.deadline_milliseconds > MAX_MILLISECONDS {
+        let flags = check_preamble(bytes, SYSTEM_SIGNATURE, MAX_SIZE)?;
+        let (header, rest) = SystemHeader::ref_from_prefix(bytes).map_err(|_| invalid)?;
+        if flags & !SYSTEM_ALL_FLAGS != 0
+            || header.reserved != 0
+            || header.deadline_milliseconds > MAX_MILLISECONDS
+        {
             return Err(invalid);
         }
+        let mut arrays = Arrays { rest, invalid };
         let view = Self {
             header,
             name: name_text(&header.name)?,
+            ranges: arrays.take(header.range_count, MAX_MACHINE_RANGES)?,
+            bars: arrays.take(header.bar_count, MAX_MACHINE_BARS)?,
+            root_memory: arrays.take(header.root_memory_count, MAX_MEMORY_REGIONS)?,
+            root_msrs: arrays.take(header.root_msr_count, MAX_MSRS)?,
+            cpus: arrays.take(header.cpu_count, MAX_CPUS)?,
+            root_ports: arrays.take(header.root_port_count, MAX_PORT_RANGES)?,
+            devices: arrays.take(header.device_count, MAX_MACHINE_DEVICES)?,
         };
+        arrays.end()?;
+        check_regions(view.root_memory)?;
+        check_msrs(view.root_msrs)?;
         if !view.memory_is_sound() || !view.console_is_sound() {
             return Err(invalid);
         }
         Ok(view)
+    }
+
+    /// Whether the root cell gets only what is listed for it.
+    #[must_use]
+    pub fn is_strict(&self) -> bool {
+        self.header.preamble.flags & SYSTEM_STRICT_ROOT != 0
+    }
+
+    /// Whether the file describes the machine.
+    #[must_use]
+    pub fn describes_machine(&self) -> bool {
+        self.header.preamble.flags & SYSTEM_DESCRIBES_MACHINE != 0
+    }
+
+    /// Ranges of addresses with a meaning in this machine.
+    #[must_use]
+    pub fn ranges(&self) -> &'a [MachineRange] {
+        self.ranges
+    }
+
+    /// Base address registers of the PCI functions.
+    #[must_use]
+    pub fn bars(&self) -> &'a [MachineBar] {
+        self.bars
+    }
+
+    /// Memory of a strict root cell.
+    #[must_use]
+    pub fn root_memory(&self) -> &'a [MemoryRegion] {
+        self.root_memory
+    }
+
+    /// Registers of a strict root cell.
+    #[must_use]
+    pub fn root_msrs(&self) -> &'a [MsrAccess] {
+        self.root_msrs
+    }
+
+    /// CPUs of the machine, by Linux' numbers.
+    #[must_use]
+    pub fn machine_cpus(&self) -> &'a [MachineCpu] {
+        self.cpus
+    }
+
+    /// Ports of a strict root cell.
+    #[must_use]
+    pub fn root_ports(&self) -> &'a [PortRange] {
+        self.root_ports
+    }
+
+    /// PCI functions of the machine.
+    #[must_use]
+    pub fn devices(&self) -> &'a [MachineDevice] {
+        self.devices
     }
 
     fn memory_is_sound(&self) -> bool {
@@ -191,6 +324,9 @@ pub struct CellView<'a> {
     header: &'a CellHeader,
     name: &'a str,
     memory: &'a [MemoryRegion],
+    msrs: &'a [MsrAccess],
+    interrupts: &'a [Interrupt],
+    devices: &'a [AssignedDevice],
     ports: &'a [PortRange],
 }
 
@@ -201,31 +337,30 @@ impl<'a> CellView<'a> {
     /// Why these bytes are not one.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Refusal> {
         let invalid = Refusal::new(Reason::ConfigurationInvalid, bytes.len() as u64);
-        let flags = check_preamble(bytes, CELL_SIGNATURE)?;
+        let flags = check_preamble(bytes, CELL_SIGNATURE, MAX_CELL_SIZE)?;
         let (header, rest) = CellHeader::ref_from_prefix(bytes).map_err(|_| invalid)?;
-        let regions = bounded(header.memory_region_count, MAX_MEMORY_REGIONS).ok_or(invalid)?;
-        let ranges = bounded(header.port_range_count, MAX_PORT_RANGES).ok_or(invalid)?;
-        let (memory, rest) =
-            <[MemoryRegion]>::ref_from_prefix_with_elems(rest, regions).map_err(|_| invalid)?;
-        let ports = <[PortRange]>::ref_from_bytes_with_elems(rest, ranges).map_err(|_| invalid)?;
+        let mut arrays = Arrays { rest, invalid };
+        let view = Self {
+            header,
+            name: name_text(&header.name)?,
+            memory: arrays.take(header.memory_region_count, MAX_MEMORY_REGIONS)?,
+            msrs: arrays.take(header.msr_count, MAX_MSRS)?,
+            interrupts: arrays.take(header.interrupt_count, MAX_INTERRUPTS)?,
+            devices: arrays.take(header.device_count, MAX_DEVICES)?,
+            ports: arrays.take(header.port_range_count, MAX_PORT_RANGES)?,
+        };
+        arrays.end()?;
         if flags & !CELL_ALL_FLAGS != 0
             || header.reserved != 0
             || header.shutdown_milliseconds > MAX_MILLISECONDS
+            || header.violation > VIOLATION_PARK_CELL
+            || view.devices.iter().any(|device| device.reserved != 0)
         {
             return Err(invalid);
         }
-        for (index, region) in (0u64..).zip(memory) {
-            name_text(&region.name)?;
-            if region.flags & !MEMORY_ALL_FLAGS != 0 {
-                return Err(Refusal::new(Reason::RegionInvalid, index));
-            }
-        }
-        Ok(Self {
-            header,
-            name: name_text(&header.name)?,
-            memory,
-            ports,
-        })
+        check_regions(view.memory)?;
+        check_msrs(view.msrs)?;
+        Ok(view)
     }
 
     /// All fields but the arrays.
@@ -258,6 +393,30 @@ impl<'a> CellView<'a> {
         self.memory
     }
 
+    /// The registers that it gets besides those that all cells have.
+    #[must_use]
+    pub fn msrs(&self) -> &'a [MsrAccess] {
+        self.msrs
+    }
+
+    /// The interrupt lines.
+    #[must_use]
+    pub fn interrupts(&self) -> &'a [Interrupt] {
+        self.interrupts
+    }
+
+    /// The PCI functions.
+    #[must_use]
+    pub fn devices(&self) -> &'a [AssignedDevice] {
+        self.devices
+    }
+
+    /// Whether one CPU's violation parks all of the cell's CPUs.
+    #[must_use]
+    pub fn parks_whole(&self) -> bool {
+        self.header.violation == VIOLATION_PARK_CELL
+    }
+
     /// The port ranges, at most [`MAX_PORT_RANGES`].
     #[must_use]
     pub fn ports(&self) -> &'a [PortRange] {
@@ -281,11 +440,6 @@ impl<'a> CellView<'a> {
     pub fn ignores_unassigned_ports(&self) -> bool {
         self.header.preamble.flags & CELL_IGNORE_UNASSIGNED_PORTS != 0
     }
-}
-
-/// `count`, unless it is above `most`.
-fn bounded(count: u32, most: usize) -> Option<usize> {
-    usize::try_from(count).ok().filter(|count| *count <= most)
 }
 
 /// A region's place in the cell, if it is a range at all.

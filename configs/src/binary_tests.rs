@@ -5,15 +5,14 @@ use zerocopy::IntoBytes;
 use super::*;
 use crate::encode::{self, Binary, Cell, seal};
 
-fn system_header() -> SystemHeader {
-    SystemHeader {
-        name: encode::name("root").unwrap(),
-        hypervisor_size: 4 << 20,
-        console_kind: CONSOLE_UART_PORT,
-        console_address: 0x2f8,
-        console_divisor: 1,
-        ..encode::empty_system()
-    }
+fn system() -> encode::System {
+    let mut system = encode::System::default();
+    system.header.name = encode::name("root").unwrap();
+    system.header.hypervisor_size = 4 << 20;
+    system.header.console_kind = CONSOLE_UART_PORT;
+    system.header.console_address = 0x2f8;
+    system.header.console_divisor = 1;
+    system
 }
 
 fn cell() -> Cell {
@@ -35,6 +34,7 @@ fn cell() -> Cell {
             first: 0x3f8,
             count: 8,
         }],
+        ..Cell::default()
     }
 }
 
@@ -45,9 +45,9 @@ fn cell_refusal(change: impl FnOnce(&mut Cell)) -> Refusal {
 }
 
 fn system_refusal(change: impl FnOnce(&mut SystemHeader)) -> Refusal {
-    let mut header = system_header();
-    change(&mut header);
-    SystemView::parse(encode::system(header).bytes()).unwrap_err()
+    let mut system = system();
+    change(&mut system.header);
+    SystemView::parse(system.encode().bytes()).unwrap_err()
 }
 
 /// The configuration with one byte changed, and the checksum made right again.
@@ -68,7 +68,7 @@ fn what_was_written_is_read() {
     assert_eq!(view.ports(), cell.ports);
     assert!(view.has_console() && !view.is_passive() && !view.ignores_unassigned_ports());
 
-    let binary = encode::system(system_header());
+    let binary = system().encode();
     let view = SystemView::parse(binary.bytes()).unwrap();
     assert_eq!(view.name(), "root");
     assert_eq!(view.console_port(), Some(0x2f8));
@@ -83,7 +83,7 @@ fn kinds_are_not_mixed_up() {
         SystemView::parse(binary.bytes()).unwrap_err(),
         Refusal::new(Reason::ConfigurationInvalid, length)
     );
-    assert!(CellView::parse(encode::system(system_header()).bytes()).is_err());
+    assert!(CellView::parse(system().encode().bytes()).is_err());
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn every_truncation_is_refused() {
             Refusal::new(Reason::ConfigurationInvalid, length as u64)
         );
     }
-    let system = encode::system(system_header());
+    let system = system().encode();
     for length in 0..system.bytes().len() {
         assert!(SystemView::parse(Binary::new(&system.bytes()[..length]).bytes()).is_err());
     }
@@ -121,10 +121,10 @@ fn a_wrong_revision_is_named() {
 
 #[test]
 fn more_than_the_largest_size_is_refused_first() {
-    let bytes = vec![0; MAX_SIZE as usize + 8];
+    let bytes = vec![0; MAX_CELL_SIZE as usize + 8];
     assert_eq!(
         CellView::parse(Binary::new(&bytes).bytes()).unwrap_err(),
-        Refusal::new(Reason::ConfigurationTooBig, MAX_SIZE + 8)
+        Refusal::new(Reason::ConfigurationTooBig, MAX_CELL_SIZE + 8)
     );
 }
 
@@ -194,7 +194,7 @@ fn reserved_and_unknown_bits_are_refused() {
     assert!(CellView::parse(cell_with_byte(reserved, 1).bytes()).is_err());
     assert!(cell_refusal(|cell| cell.flags = 8).reason == Reason::ConfigurationInvalid);
     assert_eq!(
-        cell_refusal(|cell| cell.memory[1].flags |= 256),
+        cell_refusal(|cell| cell.memory[1].flags |= 1 << 40),
         Refusal::new(Reason::RegionInvalid, 1)
     );
     cell_refusal(|cell| cell.shutdown_milliseconds = MAX_MILLISECONDS + 1);
@@ -247,7 +247,7 @@ proptest! {
             prop_assert!(view.memory().len() == 2 && view.ports().len() == 1);
             prop_assert!(view.memory().iter().all(|region| name_text(&region.name).is_ok()));
         }
-        let mut bytes = encode::system(system_header()).bytes().to_vec();
+        let mut bytes = system().encode().bytes().to_vec();
         for (index, value) in changes {
             let offset = index.index(bytes.len());
             bytes[offset] = value;

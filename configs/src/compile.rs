@@ -255,9 +255,12 @@ fn binary_problem(source: &Source, kind: &str, refusal: Refusal) -> Problem {
     let ours = gaol_abi::ABI_REVISION;
     let message = match refusal.reason {
         Reason::ConfigurationTooBig => format!(
-            "the file has {} bytes; a configuration has at most {}",
+            "the file has {} bytes; a {kind} configuration has at most {}",
             refusal.detail,
-            gaol_abi::config::MAX_SIZE
+            match kind {
+                "cell" => gaol_abi::config::MAX_CELL_SIZE,
+                _ => gaol_abi::config::MAX_SIZE,
+            }
         ),
         Reason::ConfigurationRevision => format!(
             "the file is a configuration of revision {}; this is gaol of revision {ours}",
@@ -343,7 +346,8 @@ impl Judge<'_> {
 
 fn system_binary(source: &Source, file: &SystemFile) -> Result<Binary, Problem> {
     let judge = Judge { source };
-    let mut header = encode::empty_system();
+    let mut system = encode::System::default();
+    let header = &mut system.header;
     header.name = match &file.name {
         Some(name) => judge.name("cell", name)?,
         None => encode::name(DEFAULT_ROOT_NAME).unwrap_or_default(),
@@ -396,7 +400,7 @@ fn system_binary(source: &Source, file: &SystemFile) -> Result<Binary, Problem> 
         header.console_kind = CONSOLE_UART_PORT;
         (header.console_address, header.console_divisor) = uart_parameters(&judge, uart)?;
     }
-    Ok(encode::system(header))
+    Ok(system.encode())
 }
 
 /// First port and divisor.
@@ -446,6 +450,7 @@ fn cell_binary(source: &Source, file: &CellFile) -> Result<Binary, Problem> {
         shutdown_milliseconds: judge.time(file.shutdown_timeout.as_ref())?,
         memory: memory(&judge, &file.memory)?,
         ports: ports(&judge, &file.ports)?,
+        ..encode::Cell::default()
     };
     Ok(cell.encode())
 }

@@ -4,7 +4,8 @@
 //! sense is for the [`crate::compile`]r and the [`crate::ledger`] to see to.
 
 use gaol_abi::config::{
-    CELL_SIGNATURE, CHECKSUM_OFFSET, CPU_WORDS, CellHeader, MemoryRegion, PortRange, Preamble,
+    AssignedDevice, CELL_SIGNATURE, CHECKSUM_OFFSET, CPU_WORDS, CellHeader, Interrupt, MachineBar,
+    MachineCpu, MachineDevice, MachineRange, MemoryRegion, MsrAccess, PortRange, Preamble,
     SYSTEM_SIGNATURE, SystemHeader,
 };
 use gaol_abi::{ABI_REVISION, NAME_LENGTH, checksum::crc32_with_hole};
@@ -71,15 +72,82 @@ fn preamble(signature: [u8; 8], flags: u32) -> Preamble {
     }
 }
 
-/// A system configuration; the preamble of `header` is made here.
-#[must_use]
-pub fn system(mut header: SystemHeader) -> Binary {
-    header.preamble = preamble(SYSTEM_SIGNATURE, 0);
-    seal(header.as_bytes().to_vec())
+fn count(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+/// What a system configuration says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct System {
+    /// All but the arrays; preamble and counts are made when it is written.
+    pub header: SystemHeader,
+    /// `SYSTEM_…` flags.
+    pub flags: u32,
+    /// Ranges of addresses.
+    pub ranges: Vec<MachineRange>,
+    /// Base address registers.
+    pub bars: Vec<MachineBar>,
+    /// Memory of a strict root cell.
+    pub root_memory: Vec<MemoryRegion>,
+    /// Registers of a strict root cell.
+    pub root_msrs: Vec<MsrAccess>,
+    /// CPUs.
+    pub cpus: Vec<MachineCpu>,
+    /// Ports of a strict root cell.
+    pub root_ports: Vec<PortRange>,
+    /// PCI functions.
+    pub devices: Vec<MachineDevice>,
+}
+
+impl Default for System {
+    fn default() -> Self {
+        Self {
+            header: SystemHeader::new_zeroed(),
+            flags: 0,
+            ranges: Vec::new(),
+            bars: Vec::new(),
+            root_memory: Vec::new(),
+            root_msrs: Vec::new(),
+            cpus: Vec::new(),
+            root_ports: Vec::new(),
+            devices: Vec::new(),
+        }
+    }
+}
+
+impl System {
+    /// The binary configuration of the system.
+    #[must_use]
+    pub fn encode(&self) -> Binary {
+        let header = SystemHeader {
+            preamble: preamble(SYSTEM_SIGNATURE, self.flags),
+            range_count: count(self.ranges.len()),
+            bar_count: count(self.bars.len()),
+            root_memory_count: count(self.root_memory.len()),
+            root_msr_count: count(self.root_msrs.len()),
+            cpu_count: count(self.cpus.len()),
+            root_port_count: count(self.root_ports.len()),
+            device_count: count(self.devices.len()),
+            ..self.header
+        };
+        let mut bytes = header.as_bytes().to_vec();
+        for array in [
+            self.ranges.as_bytes(),
+            self.bars.as_bytes(),
+            self.root_memory.as_bytes(),
+            self.root_msrs.as_bytes(),
+            self.cpus.as_bytes(),
+            self.root_ports.as_bytes(),
+            self.devices.as_bytes(),
+        ] {
+            bytes.extend_from_slice(array);
+        }
+        seal(bytes)
+    }
 }
 
 /// What a cell configuration says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cell {
     /// `CELL_…` flags.
     pub flags: u32,
@@ -91,8 +159,20 @@ pub struct Cell {
     pub reset_address: u64,
     /// Time to answer a shutdown request, in milliseconds; 0 for the default.
     pub shutdown_milliseconds: u32,
+    /// `VIOLATION_…`.
+    pub violation: u32,
+    /// Ways of the level-3 cache.
+    pub l3_ways: u32,
+    /// Ways of the level-2 cache.
+    pub l2_ways: u32,
     /// Memory regions.
     pub memory: Vec<MemoryRegion>,
+    /// Registers.
+    pub msrs: Vec<MsrAccess>,
+    /// Interrupt lines.
+    pub interrupts: Vec<Interrupt>,
+    /// PCI functions.
+    pub devices: Vec<AssignedDevice>,
     /// Port ranges.
     pub ports: Vec<PortRange>,
 }
@@ -101,7 +181,6 @@ impl Cell {
     /// The binary configuration of the cell.
     #[must_use]
     pub fn encode(&self) -> Binary {
-        let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
         let words: [u64; CPU_WORDS] = self.cpus.words();
         let header = CellHeader {
             preamble: preamble(CELL_SIGNATURE, self.flags),
@@ -109,19 +188,26 @@ impl Cell {
             cpus: words,
             reset_address: self.reset_address,
             shutdown_milliseconds: self.shutdown_milliseconds,
+            violation: self.violation,
             memory_region_count: count(self.memory.len()),
+            msr_count: count(self.msrs.len()),
+            interrupt_count: count(self.interrupts.len()),
+            device_count: count(self.devices.len()),
             port_range_count: count(self.ports.len()),
+            l3_ways: self.l3_ways,
+            l2_ways: self.l2_ways,
             reserved: 0,
         };
         let mut bytes = header.as_bytes().to_vec();
-        bytes.extend_from_slice(self.memory.as_bytes());
-        bytes.extend_from_slice(self.ports.as_bytes());
+        for array in [
+            self.memory.as_bytes(),
+            self.msrs.as_bytes(),
+            self.interrupts.as_bytes(),
+            self.devices.as_bytes(),
+            self.ports.as_bytes(),
+        ] {
+            bytes.extend_from_slice(array);
+        }
         seal(bytes)
     }
-}
-
-/// A header with all fields zero, to be filled in.
-#[must_use]
-pub fn empty_system() -> SystemHeader {
-    SystemHeader::new_zeroed()
 }

@@ -175,7 +175,7 @@ fn the_values_of_a_cell() {
             ),
             (
                 "too many regions",
-                with_region(&(regions(30) + "name = \"last\"\nat = 0\nsize = 4096\n")),
+                with_region(&(regions(62) + "name = \"last\"\nat = 0\nsize = 4096\n")),
             ),
         ]),
     );
@@ -520,6 +520,7 @@ fn regions_are_refused_for_a_fault_that_can_be_named() {
                         shutdown_milliseconds: 0,
                         memory: vec![region],
                         ports: vec![],
+                        ..crate::encode::Cell::default()
                     };
                     let binary = cell.encode();
                     let cell = Cell::from_binary("cell.bin", binary.bytes()).unwrap();

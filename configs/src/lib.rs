@@ -19,6 +19,8 @@ pub mod cpu_set;
 pub mod encode;
 #[cfg(feature = "std")]
 pub mod explain;
+#[cfg(feature = "std")]
+pub mod json_schema;
 pub mod ledger;
 #[cfg(feature = "std")]
 pub mod problem;
@@ -28,6 +30,8 @@ pub mod quantity;
 mod region_fault;
 #[cfg(feature = "std")]
 pub mod schema;
+#[cfg(feature = "std")]
+pub mod schema_system;
 #[cfg(feature = "std")]
 mod toml_problem;
 

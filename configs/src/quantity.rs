@@ -4,7 +4,9 @@
 //! the form that is not.
 
 use core::fmt;
+use std::borrow::Cow;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
 /// A number of bytes: `"64 MiB"`, or an integer.
@@ -120,6 +122,38 @@ deserialize! {
     Milliseconds: "a time such as \"10 s\" or \"500 ms\"", |_| None, Milliseconds::parse;
     Address: "an address such as 0x100000", |value| Some(Address(value)), |_| None;
     Number: "a number that is not negative", |value| Some(Number(value)), |_| None;
+}
+
+/// What an editor may let through for a quantity: the reader has the last word.
+macro_rules! json_schemas {
+    ($($type:ident: $schema:tt;)+) => { $(
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    )+ };
+}
+
+json_schemas! {
+    Size: {
+        "description": "A number of bytes, for instance \"64 MiB\"",
+        "anyOf": [
+            { "type": "string", "pattern": "^[0-9]+ ?(B|KiB|MiB|GiB|TiB)$" },
+            { "type": "integer", "minimum": 0 },
+        ],
+    };
+    Milliseconds: {
+        "description": "A time, for instance \"10 s\" or \"500 ms\"",
+        "type": "string",
+        "pattern": "^[0-9]+ ?(ms|s|min)$",
+    };
+    Address: { "description": "An address, for instance 0x100000", "type": "integer", "minimum": 0 };
+    Number: { "description": "A number that is not negative", "type": "integer", "minimum": 0 };
 }
 
 #[cfg(test)]

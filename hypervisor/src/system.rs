@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use gaol_abi::MAX_CELLS;
-use gaol_abi::config::MAX_SIZE;
+use gaol_abi::config::MAX_CELL_SIZE;
 use gaol_abi::hypercall::Errno;
 use gaol_abi::outcome::Reason;
 use gaol_config::ledger::{Ledger, Machine};
@@ -44,7 +44,7 @@ pub struct Machinery {
 /// Room for a configuration, aligned as its structures are.
 #[repr(C, align(8))]
 #[derive(Debug)]
-pub struct ConfigBuffer(pub [u8; MAX_SIZE as usize]);
+pub struct ConfigBuffer(pub [u8; MAX_CELL_SIZE as usize]);
 
 /// Everything that management changes. Large, so it is built in place.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ static MANAGEMENT: SpinMutex<Management> = SpinMutex::new(Management {
     machinery: None,
     ledger: Ledger::new(),
     cells: [const { None }; MAX_CELLS],
-    config: ConfigBuffer([0; MAX_SIZE as usize]),
+    config: ConfigBuffer([0; MAX_CELL_SIZE as usize]),
     low_page: [0; 4096],
 });
 

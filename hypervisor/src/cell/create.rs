@@ -2,7 +2,7 @@
 //! later is undone, and the pool is as it was.
 
 use gaol_abi::config::{
-    CELL_SIGNATURE, CellHeader, MAX_MEMORY_REGIONS, MAX_PORT_RANGES, MAX_SIZE,
+    CELL_SIGNATURE, CellHeader, MAX_MEMORY_REGIONS, MAX_PORT_RANGES, MAX_CELL_SIZE,
     MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_EXECUTE, MEMORY_ROOT_SHARED, MEMORY_WRITE,
     MemoryRegion, PortRange,
 };
@@ -41,7 +41,7 @@ fn refused(refusal: Refusal) -> Failure {
 /// Copies the configuration at the root's guest-physical address into the buffer. Returns its length.
 fn copy_config(
     cpu: &PerCpu,
-    buffer: &mut [u8; MAX_SIZE as usize],
+    buffer: &mut [u8; MAX_CELL_SIZE as usize],
     address: u64,
 ) -> Result<usize, Failure> {
     let invalid = |bytes| Failure::configuration(Reason::ConfigurationInvalid, bytes);
@@ -63,7 +63,7 @@ fn copy_config(
     Ok(wanted)
 }
 
-fn total_size(buffer: &[u8; MAX_SIZE as usize]) -> Result<usize, Failure> {
+fn total_size(buffer: &[u8; MAX_CELL_SIZE as usize]) -> Result<usize, Failure> {
     if !buffer.starts_with(&CELL_SIGNATURE) {
         return Err(Failure::configuration(Reason::ConfigurationInvalid, 0));
     }
@@ -72,7 +72,7 @@ fn total_size(buffer: &[u8; MAX_SIZE as usize]) -> Result<usize, Failure> {
         .get(offset..)
         .and_then(|rest| rest.first_chunk())
         .map_or(0, |bytes| u32::from_le_bytes(*bytes));
-    if u64::from(size) > MAX_SIZE {
+    if u64::from(size) > MAX_CELL_SIZE {
         return Err(Failure::new(
             Blame::Configuration,
             Errno::TooBig,
@@ -440,7 +440,7 @@ pub fn dismantle(machinery: &mut Machinery, cell: Cell) {
 mod tests {
     use super::*;
 
-    const BYTES: usize = MAX_SIZE as usize;
+    const BYTES: usize = MAX_CELL_SIZE as usize;
 
     /// A configuration of this kind that says that it is `size` bytes long, in the midst of ones.
     fn buffer(signature: [u8; 8], size: u32) -> [u8; BYTES] {
@@ -454,7 +454,7 @@ mod tests {
     #[test]
     fn sizes_from_the_header_to_the_buffer_are_taken() {
         let header = size_of::<CellHeader>();
-        for size in 0..=MAX_SIZE as u32 {
+        for size in 0..=MAX_CELL_SIZE as u32 {
             let expected = if (size as usize) < header {
                 Err(Reason::ConfigurationInvalid)
             } else {
@@ -467,7 +467,7 @@ mod tests {
                 "{size}"
             );
         }
-        for size in [MAX_SIZE as u32 + 1, 1 << 31, u32::MAX] {
+        for size in [MAX_CELL_SIZE as u32 + 1, 1 << 31, u32::MAX] {
             let failure = total_size(&buffer(CELL_SIGNATURE, size)).unwrap_err();
             assert_eq!(failure.reason(), Reason::ConfigurationTooBig);
             assert_eq!(failure.detail(), u64::from(size));
