@@ -155,6 +155,7 @@ fn binary(name: &str, cpu: u32, size: u64, physical: u64) -> Result<Vec<u8>> {
             region("communication", 0, COMMUNICATION, 4096, communication)?,
         ],
         ports: vec![],
+        ..encode::Cell::default()
     };
     Ok(cell.encode().bytes().to_vec())
 }
