@@ -195,7 +195,7 @@ pub const fn everything(kind: MemoryType) -> Attributes {
 }
 
 /// Most ranges of memory that are not the root's at one time.
-const FOREIGN_RANGES: usize = 64;
+const FOREIGN_RANGES: usize = 256;
 
 /// Host-physical memory that the root's CPUs must not be looked at through: the hypervisor's and the cells'. Read by the
 /// root's exit path without a lock; changed under the management lock.

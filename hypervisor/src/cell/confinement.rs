@@ -2,7 +2,7 @@
 //!
 //! Everything exits but what is listed here. The tables are the one place where this is decided.
 
-use gaol_abi::config::PortRange;
+use gaol_abi::config::{MSR_READ, MSR_WRITE, MsrAccess, PortRange};
 
 use crate::device::apic::register;
 use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
@@ -102,8 +102,8 @@ pub fn fill_root_msrs(bitmap: &mut MsrBitmap) {
         .for_each(|register| bitmap.intercept_write(register));
 }
 
-/// Fills a cell's MSR bitmap.
-pub fn fill_cell_msrs(bitmap: &mut MsrBitmap) {
+/// Fills a cell's MSR bitmap; `more` is what it gets besides what all cells have. Writes to parts of a register exit.
+pub fn fill_cell_msrs(bitmap: &mut MsrBitmap, more: &[MsrAccess]) {
     bitmap.intercept_all();
     // Every number in the tables is in the two ranges that the bitmap covers: the tests look at each.
     for register in CELL_OWN {
@@ -116,6 +116,15 @@ pub fn fill_cell_msrs(bitmap: &mut MsrBitmap) {
     let _ = bitmap.allow_reads(msr::X2APIC..=msr::X2APIC + 0x3f);
     for register in CELL_APIC_WRITES {
         let _ = bitmap.allow_write(register);
+    }
+    // So is every number that the ledger lets through.
+    for access in more {
+        if access.flags & MSR_READ != 0 {
+            let _ = bitmap.allow_read(access.msr);
+        }
+        if access.flags & MSR_WRITE != 0 && access.write_mask == u64::MAX {
+            let _ = bitmap.allow_write(access.msr);
+        }
     }
 }
 
@@ -157,17 +166,35 @@ mod tests {
     #[test]
     fn a_cell_may_do_nothing_but_what_is_listed() {
         let mut bitmap = std::boxed::Box::new(MsrBitmap::new());
-        fill_cell_msrs(&mut bitmap);
+        let access = |msr, flags, write_mask| MsrAccess {
+            msr,
+            flags,
+            write_mask,
+        };
+        let more = [
+            access(0x198, MSR_READ, 0),
+            access(0x199, MSR_READ | MSR_WRITE, u64::MAX),
+            access(0x1b0, MSR_READ | MSR_WRITE, 0xf),
+            access(0xc001_0062 & 0xc000_1fff, MSR_WRITE, u64::MAX),
+        ];
+        fill_cell_msrs(&mut bitmap, &more);
         for register in (0..=0x1fffu32).chain(0xc000_0000..=0xc000_1fff) {
+            let read = |access: &&MsrAccess| access.msr == register && access.flags & MSR_READ != 0;
+            let whole =
+                |access: &&MsrAccess| access.msr == register && access.write_mask == u64::MAX;
+            let (extra_read, extra_write) = (
+                more.iter().find(read).is_some(),
+                more.iter().find(whole).is_some(),
+            );
             let own = CELL_OWN.contains(&register);
             let apic = (0x800..0x840).contains(&register);
             assert_eq!(
                 bitmap.intercepts_read(register),
-                !(own || apic || CELL_READS.contains(&register))
+                !(own || apic || extra_read || CELL_READS.contains(&register))
             );
             assert_eq!(
                 bitmap.intercepts_write(register),
-                !(own || CELL_APIC_WRITES.contains(&register))
+                !(own || extra_write || CELL_APIC_WRITES.contains(&register))
             );
         }
         // No interrupt command, no LVT that could raise an SMI, no APIC_BASE, no microcode, no HWP.

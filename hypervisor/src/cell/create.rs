@@ -1,10 +1,12 @@
 //! Creating a cell: a transaction. All of it is checked and all frames are taken before anything moves; what fails
 //! later is undone, and the pool is as it was.
 
+use gaol_abi::MAX_CELLS;
 use gaol_abi::config::{
-    CELL_SIGNATURE, CellHeader, MAX_MEMORY_REGIONS, MAX_PORT_RANGES, MAX_CELL_SIZE,
-    MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_EXECUTE, MEMORY_ROOT_SHARED, MEMORY_WRITE,
-    MemoryRegion, PortRange,
+    CELL_SIGNATURE, CellHeader, MAX_CELL_SIZE, MAX_MEMORY_REGIONS, MAX_PORT_RANGES,
+    MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_EXECUTE, MEMORY_ROOT_SHARED, MEMORY_SHARED,
+    MEMORY_TYPE_MASK, MEMORY_TYPE_UNCACHEABLE, MEMORY_TYPE_WRITE_COMBINING,
+    MEMORY_TYPE_WRITE_PROTECTED, MEMORY_TYPE_WRITE_THROUGH, MEMORY_WRITE, MemoryRegion, PortRange,
 };
 use gaol_abi::hypercall::Errno;
 use gaol_abi::outcome::Reason;
@@ -120,7 +122,7 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
         .free_id()
         .ok_or(Failure::configuration(Reason::TooManyCells, 0))?;
     let mut cell = build(machinery, &view)?;
-    cell.in_use = shared_with_others(cells, &cell);
+    cell.in_use = used_by_others(cells, MAX_CELLS, &cell);
     if let Err(failure) = carve(machinery, cpu, &mut cell) {
         dismantle(machinery, cell);
         if failure.reason() != Reason::CpuDidNotStop {
@@ -209,7 +211,7 @@ fn build(machinery: &mut Machinery, view: &CellView<'_>) -> Result<Cell, Failure
         settle(machinery);
         return Err(failure);
     }
-    fill_bitmaps(&cell);
+    fill_bitmaps(&cell, view);
     Ok(cell)
 }
 
@@ -226,6 +228,18 @@ fn release_ports(pool: &mut crate::memory::frames::FramePool<'static>, ports: Ho
     release(pool, HostPhysical::new(ports.as_u64().wrapping_add(4096)));
 }
 
+/// How the cell's processors cache a region.
+fn memory_type(flags: u64) -> MemoryType {
+    match flags & MEMORY_TYPE_MASK {
+        MEMORY_TYPE_UNCACHEABLE => MemoryType::Uncacheable,
+        MEMORY_TYPE_WRITE_COMBINING => MemoryType::WriteCombining,
+        MEMORY_TYPE_WRITE_THROUGH => MemoryType::WriteThrough,
+        MEMORY_TYPE_WRITE_PROTECTED => MemoryType::WriteProtected,
+        0 if flags & MEMORY_DEVICE != 0 => MemoryType::Uncacheable,
+        _ => MemoryType::WriteBack,
+    }
+}
+
 fn map_memory(machinery: &mut Machinery, cell: &mut Cell) -> Result<(), Failure> {
     for (index, region) in cell.memory.iter().take(cell.memory_count).enumerate() {
         let physical = if region.flags & MEMORY_COMMUNICATION != 0 {
@@ -240,11 +254,7 @@ fn map_memory(machinery: &mut Machinery, cell: &mut Cell) -> Result<(), Failure>
         let mut access = Access::READ;
         access.set(Access::WRITE, region.flags & MEMORY_WRITE != 0);
         access.set(Access::EXECUTE, region.flags & MEMORY_EXECUTE != 0);
-        let kind = if region.flags & MEMORY_DEVICE != 0 {
-            MemoryType::Uncacheable
-        } else {
-            MemoryType::WriteBack
-        };
+        let kind = memory_type(region.flags);
         cell.ept
             .map(
                 &mut PoolTables(&mut machinery.pool),
@@ -259,7 +269,7 @@ fn map_memory(machinery: &mut Machinery, cell: &mut Cell) -> Result<(), Failure>
     Ok(())
 }
 
-fn fill_bitmaps(cell: &Cell) {
+fn fill_bitmaps(cell: &Cell, view: &CellView<'_>) {
     // SAFETY: frames of the pool that this cell keeps, page-aligned, of the bitmaps' size, and any content is valid.
     let (msrs, ports) = unsafe {
         (
@@ -267,7 +277,7 @@ fn fill_bitmaps(cell: &Cell) {
             &mut *(region::address_of(cell.port_bitmaps) as *mut PortBitmaps),
         )
     };
-    confinement::fill_cell_msrs(msrs);
+    confinement::fill_cell_msrs(msrs, view.msrs());
     confinement::fill_cell_ports(ports, cell.ports.iter().take(cell.port_count));
 }
 
@@ -279,8 +289,8 @@ pub fn taken_from_root(region: &MemoryRegion) -> bool {
 /// Takes the cell's memory and ports from the root.
 fn carve(machinery: &mut Machinery, cpu: &PerCpu, cell: &mut Cell) -> Result<(), Failure> {
     let mut flush = Flush::Nothing;
-    for (index, region) in cell.memory.iter().take(cell.memory_count).enumerate() {
-        if !taken_from_root(region) {
+    for (index, region) in cell.regions().enumerate() {
+        if !taken_from_root(region) || cell.is_in_use(index) {
             continue;
         }
         let carved = root_range(region).and_then(|range| {
@@ -292,8 +302,7 @@ fn carve(machinery: &mut Machinery, cpu: &PerCpu, cell: &mut Cell) -> Result<(),
         match carved {
             Ok(more) => flush = flush.and(more),
             Err(failure) => {
-                let done = cell.memory.iter().take(index);
-                flush = flush.and(return_memory(machinery, done)?);
+                flush = flush.and(return_memory(machinery, cell, index)?);
                 if flush.is_needed() {
                     flush_root(cpu)?;
                 }
@@ -304,7 +313,7 @@ fn carve(machinery: &mut Machinery, cpu: &PerCpu, cell: &mut Cell) -> Result<(),
     if flush.is_needed()
         && let Err(failure) = flush_root(cpu)
     {
-        return_memory(machinery, cell.regions())?.ignore();
+        return_memory(machinery, cell, cell.memory_count)?.ignore();
         return Err(failure);
     }
     set_root_ports(machinery, cell, true);
@@ -317,14 +326,18 @@ pub fn root_range(region: &MemoryRegion) -> Result<Range<GuestPhysical>, Failure
         .ok_or(Failure::configuration(Reason::RegionInvalid, 0))
 }
 
-/// Maps memory back to the root with the types it had, run by run. Never needs a frame.
-pub fn return_memory<'a>(
+/// Maps the first `count` regions of the cell back to the root with the types they had, run by run, but for those that
+/// another cell has as well. Never needs a frame.
+pub fn return_memory(
     machinery: &mut Machinery,
-    regions: impl Iterator<Item = &'a MemoryRegion>,
+    cell: &Cell,
+    count: usize,
 ) -> Result<Flush, Failure> {
     let mut flush = Flush::Nothing;
-    for region in regions.filter(|region| taken_from_root(region)) {
-        flush = flush.and(map_to_root(machinery, region, false)?);
+    for (index, region) in cell.regions().enumerate().take(count) {
+        if taken_from_root(region) && !cell.is_in_use(index) {
+            flush = flush.and(map_to_root(machinery, region, false)?);
+        }
     }
     Ok(flush)
 }
@@ -384,7 +397,9 @@ fn publish(id: CellId, cell: &Cell, view: &CellView<'_>) {
             view.header().reset_address,
             view.ignores_unassigned_ports(),
             view.has_console(),
+            view.parks_whole(),
         );
+        target.publish_msrs(view.msrs());
     }
 }
 
@@ -392,7 +407,7 @@ fn publish(id: CellId, cell: &Cell, view: &CellView<'_>) {
 fn undo(machinery: &mut Machinery, cpu: &PerCpu, cell: Cell, low_page: &mut [u8; 4096]) {
     // CPUs that joined go back; one that does not is lost until the next launch, and its cell's tables with it.
     let back = lifecycle::move_cpus(cpu, &cell, ROOT, low_page, machinery);
-    let given = return_memory(machinery, cell.regions());
+    let given = return_memory(machinery, &cell, cell.memory_count);
     set_root_ports(machinery, &cell, false);
     if back.is_ok() {
         dismantle(machinery, cell);
@@ -408,18 +423,22 @@ pub fn settle(machinery: &mut Machinery) {
     system::publish_pool(&machinery.pool);
 }
 
-/// Bit n: region n of `new` is one that another cell shares with the root as well.
-fn shared_with_others(cells: &[Option<Cell>; gaol_abi::MAX_CELLS], new: &Cell) -> u32 {
-    let is_shared = |region: &MemoryRegion| region.flags & MEMORY_ROOT_SHARED != 0;
-    let mut bits = 0u32;
-    for (index, region) in new
+/// Bit n: region n of `cell`, which has the number `id`, is one that another cell has as well.
+pub fn used_by_others(cells: &[Option<Cell>; MAX_CELLS], id: usize, cell: &Cell) -> u64 {
+    let is_shared =
+        |region: &MemoryRegion| region.flags & (MEMORY_ROOT_SHARED | MEMORY_SHARED) != 0;
+    let mut bits = 0u64;
+    for (index, region) in cell
         .regions()
         .enumerate()
         .filter(|(_, region)| is_shared(region))
     {
-        let mut others = cells.iter().flatten().flat_map(Cell::regions);
-        if others.any(|other| is_shared(other) && other.physical == region.physical) {
-            bits |= 1u32.checked_shl(index as u32).unwrap_or(0);
+        let others = cells.iter().enumerate().filter(|(other, _)| *other != id);
+        let mut regions = others
+            .filter_map(|(_, cell)| cell.as_ref())
+            .flat_map(Cell::regions);
+        if regions.any(|other| is_shared(other) && other.physical == region.physical) {
+            bits |= 1u64.checked_shl(index as u32).unwrap_or(0);
         }
     }
     bits

@@ -18,6 +18,7 @@ use gaol_config::ledger::CellId;
 use super::communication::Facts;
 use super::create::{
     dismantle, map_to_root, return_memory, root_range, set_root_ports, settle, taken_from_root,
+    used_by_others,
 };
 use super::{Cell, Phase, Scrub, restart};
 use crate::cpu::{self, Events, PerCpu, events};
@@ -380,7 +381,7 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
         ..
     } = &mut *guard;
     let machinery = machinery.as_mut().ok_or(AGAIN)?;
-    let cell = cell_of(cells, id)?;
+    let cell = look_for_others(cells, id)?;
     if cell.phase == Phase::Running || cell.phase == Phase::Stopped {
         stop(cpu, cell, force)?;
         if !force {
@@ -399,7 +400,7 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     move_cpus(cpu, cell, ROOT, low_page, machinery)?;
     // All of this can be repeated when a flush fails, and a repetition, which changes nothing, must flush all the same.
     // Giving memory back needs no frames.
-    return_memory(machinery, cell.regions())?.ignore();
+    return_memory(machinery, cell, cell.memory_count)?.ignore();
     flush_root(cpu)?;
     set_root_ports(machinery, cell, false);
     let slot = cells.get_mut(id as usize).ok_or(no_such_cell(id))?;
@@ -414,13 +415,26 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     Ok(0)
 }
 
+/// The cell; when it ends, with what other cells have of its memory by now.
+fn look_for_others(cells: &mut [Option<Cell>; MAX_CELLS], id: u64) -> Result<&mut Cell, Failure> {
+    let index = usize::try_from(id).map_err(|_| no_such_cell(id))?;
+    let in_use = cells
+        .get(index)
+        .and_then(Option::as_ref)
+        .map(|cell| used_by_others(cells, index, cell));
+    let cell = cell_of(cells, id)?;
+    if cell.phase != Phase::Fresh {
+        cell.in_use = in_use.unwrap_or(0);
+    }
+    Ok(cell)
+}
+
 /// Memory that must not keep what was in it.
 fn is_scrubbed(cell: &Cell, index: usize, region: &MemoryRegion) -> bool {
     let phase = cell.phase;
-    let in_use = cell.in_use.checked_shr(index as u32).unwrap_or(0) & 1 != 0;
     let never = MEMORY_COMMUNICATION | MEMORY_DEVICE;
     // What the root shares it may read at any time; at first it must not show the cell what Linux had there.
-    !in_use
+    !cell.is_in_use(index)
         && region.flags & never == 0
         && (phase == Phase::Fresh || region.flags & MEMORY_ROOT_SHARED == 0)
 }
@@ -453,7 +467,7 @@ fn next_piece(cell: &mut Cell) -> Option<(HostPhysical, u64)> {
 /// Hypercall 0x101: clears the next piece. Returns 0 when nothing is left, else 1.
 pub fn scrub(cpu: &PerCpu, id: u64) -> Result<i64, Failure> {
     let mut guard = system::try_manage()?;
-    let cell = cell_of(&mut guard.cells, id)?;
+    let cell = look_for_others(&mut guard.cells, id)?;
     if cell.phase != Phase::Fresh && cell.phase != Phase::Dying {
         return Ok(0);
     }

@@ -9,10 +9,10 @@ pub mod create;
 pub mod lifecycle;
 pub mod restart;
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use gaol_abi::MAX_CELLS;
-use gaol_abi::config::{MAX_MEMORY_REGIONS, MemoryRegion};
+use gaol_abi::config::{MAX_MEMORY_REGIONS, MAX_MSRS, MSR_WRITE, MemoryRegion, MsrAccess};
 use gaol_config::CpuSet;
 
 use self::communication::Communication;
@@ -75,8 +75,9 @@ pub struct Cell {
     pub patience: u64,
     /// It was asked to end; the time by which it must have answered.
     pub asked: Option<u64>,
-    /// Bit n: region n is shared with a cell that was there before, and is not cleared.
-    pub in_use: u32,
+    /// Bit n: region n is another cell's as well, so it is neither cleared nor given to the root. As it was when this cell
+    /// was created; looked at again when it ends.
+    pub in_use: u64,
     /// What is cleared so far.
     pub scrub: Scrub,
 }
@@ -86,6 +87,20 @@ impl Cell {
     pub fn regions(&self) -> impl Iterator<Item = &MemoryRegion> {
         self.memory.iter().take(self.memory_count)
     }
+
+    /// Whether another cell has the region as well.
+    pub fn is_in_use(&self, index: usize) -> bool {
+        let bits = self.in_use.checked_shr(index as u32);
+        bits.is_some_and(|bits| bits & 1 != 0)
+    }
+}
+
+/// A register that the cell gets besides those that all cells have.
+#[derive(Debug)]
+struct PublishedMsr {
+    /// Number, and `MSR_…` flags << 32.
+    register: AtomicU64,
+    write_mask: AtomicU64,
 }
 
 /// What a CPU must know to join a cell.
@@ -98,7 +113,10 @@ pub struct Published {
     reset_address: AtomicU64,
     ignore_ports: AtomicBool,
     console: AtomicBool,
+    parks_whole: AtomicBool,
     id: u16,
+    msr_count: AtomicUsize,
+    msrs: [PublishedMsr; MAX_MSRS],
 }
 
 impl Published {
@@ -111,7 +129,15 @@ impl Published {
             reset_address: AtomicU64::new(0),
             ignore_ports: AtomicBool::new(true),
             console: AtomicBool::new(false),
+            parks_whole: AtomicBool::new(false),
             id,
+            msr_count: AtomicUsize::new(0),
+            msrs: [const {
+                PublishedMsr {
+                    register: AtomicU64::new(0),
+                    write_mask: AtomicU64::new(0),
+                }
+            }; MAX_MSRS],
         }
     }
 
@@ -132,10 +158,43 @@ impl Published {
     }
 
     /// Publishes how a cell's CPUs behave.
-    pub fn publish_behaviour(&self, reset_address: u64, ignore_ports: bool, console: bool) {
+    pub fn publish_behaviour(
+        &self,
+        reset_address: u64,
+        ignore_ports: bool,
+        console: bool,
+        parks_whole: bool,
+    ) {
         self.reset_address.store(reset_address, Ordering::Relaxed);
+        self.parks_whole.store(parks_whole, Ordering::Relaxed);
         self.ignore_ports.store(ignore_ports, Ordering::Relaxed);
         self.console.store(console, Ordering::Release);
+    }
+
+    /// Publishes the registers that the cell gets besides those that all cells have.
+    pub fn publish_msrs(&self, accesses: &[MsrAccess]) {
+        for (slot, access) in self.msrs.iter().zip(accesses) {
+            let register = u64::from(access.msr) | u64::from(access.flags) << 32;
+            slot.register.store(register, Ordering::Relaxed);
+            slot.write_mask.store(access.write_mask, Ordering::Relaxed);
+        }
+        self.msr_count.store(accesses.len(), Ordering::Release);
+    }
+
+    /// The registers that the cell may write to besides those that all cells have, and the bits that it may change.
+    pub fn writable_msrs(&self) -> impl Iterator<Item = (u32, u64)> {
+        let count = self.msr_count.load(Ordering::Acquire);
+        self.msrs.iter().take(count).filter_map(|slot| {
+            let register = slot.register.load(Ordering::Relaxed);
+            let mask = slot.write_mask.load(Ordering::Relaxed);
+            ((register >> 32) as u32 & MSR_WRITE != 0).then_some((register as u32, mask))
+        })
+    }
+
+    /// Whether one CPU's violation parks all of the cell's CPUs.
+    #[must_use]
+    pub fn parks_whole(&self) -> bool {
+        self.parks_whole.load(Ordering::Acquire)
     }
 
     /// What a CPU of the cell is confined to. The VPID is the cell's id plus 1.

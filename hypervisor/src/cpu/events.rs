@@ -5,9 +5,9 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use gaol_abi::public::CpuState;
 
 use super::{Activity, Events, PerCpu};
-use crate::cell::published;
+use crate::cell::{Published, published};
 use crate::device::apic::{self, register};
-use crate::launch::leave;
+use crate::launch::{leave, parameters};
 use crate::processor::{
     self, fixup, fpu, halt_for_ever, msr, pause, read_msr, time_stamp, write_msr,
 };
@@ -35,6 +35,11 @@ pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, mut events: Events) {
     }
     if events.contains(Events::JOIN) {
         join(cpu, frame);
+    }
+    if events.contains(Events::FAIL)
+        && matches!(cpu.activity, Activity::Running | Activity::Waiting)
+    {
+        park(cpu, frame, Activity::Failed);
     }
     let may_start = matches!(cpu.activity, Activity::Running | Activity::Waiting);
     if events.contains(Events::INIT) && may_start {
@@ -87,6 +92,22 @@ pub fn park(cpu: &mut PerCpu, frame: &mut Frame, activity: Activity) {
     public::set_state(cpu.index, state, cpu.cell);
 }
 
+/// Parks the CPU after a violation, and its cell's other CPUs where the configuration wants that. Waits for nobody.
+pub fn fail(cpu: &mut PerCpu, frame: &mut Frame) {
+    park(cpu, frame, Activity::Failed);
+    if !published(cpu.cell).is_some_and(Published::parks_whole) {
+        return;
+    }
+    for index in (0..parameters::cpu_count()).filter(|index| *index != cpu.index) {
+        if let Some(target) = super::shared(index)
+            && target.cell.load(Ordering::Acquire) == cpu.cell
+            && target.post(Events::FAIL)
+        {
+            apic::kick(cpu, target.apic_id.load(Ordering::Relaxed));
+        }
+    }
+}
+
 /// Leaves the present cell for `next_cell`: the APIC, then all state that the next owner could see.
 fn join(cpu: &mut PerCpu, frame: &mut Frame) {
     let next = cpu.shared.next_cell.load(Ordering::Acquire);
@@ -118,6 +139,7 @@ fn join(cpu: &mut PerCpu, frame: &mut Frame) {
 /// The second half of joining, the same after a restart.
 fn finish_join(cpu: &mut PerCpu, next: u32) {
     clear_state();
+    exchange_msrs(cpu, next);
     cpu.cell = next;
     cpu.pci_address = 0;
     cpu.mtrr_default_type = read_msr(msr::MTRR_DEF_TYPE);
@@ -138,6 +160,25 @@ fn finish_join(cpu: &mut PerCpu, next: u32) {
         .store(next == ROOT, Ordering::Release);
     cpu.shared.cell.store(next, Ordering::Release);
     cpu.shared.acknowledge(Events::JOIN);
+}
+
+/// Registers that a cell may write to besides those that all cells have are as they were before it when it leaves.
+fn exchange_msrs(cpu: &mut PerCpu, next: u32) {
+    if cpu.cell != ROOT
+        && let Some(cell) = published(cpu.cell)
+    {
+        for ((register, _), value) in cell.writable_msrs().zip(cpu.msrs_before) {
+            // SAFETY: the register held this value before the cell had it; one that refuses it is fixed up.
+            let _ = unsafe { fixup::write_msr(register, value) };
+        }
+    }
+    if next != ROOT
+        && let Some(cell) = published(next)
+    {
+        for ((register, _), value) in cell.writable_msrs().zip(&mut cpu.msrs_before) {
+            *value = fixup::read_msr(register).unwrap_or(0);
+        }
+    }
 }
 
 /// Clears registers that VM entries and exits leave alone, so that no owner of the CPU sees another's.

@@ -24,6 +24,8 @@ bitflags! {
         const RESET = 1 << 5;
         /// Go back to Linux, outside VMX operation, right where the guest is.
         const LEAVE = 1 << 6;
+        /// Another CPU of the cell has stepped out of line, and all of them are parked for it. Served before a start.
+        const FAIL = 1 << 7;
         /// An NMI is on its way because of the others.
         const KICK = 1 << 31;
     }

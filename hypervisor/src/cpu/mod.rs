@@ -121,6 +121,8 @@ pub struct PerCpu {
     pub pci_address: u32,
     /// What the guest believes IA32_MTRR_DEF_TYPE to be.
     pub mtrr_default_type: u64,
+    /// What registers held that the present cell may write to besides those that all cells have.
+    pub msrs_before: [u64; gaol_abi::config::MAX_MSRS],
     /// Windows into guest memory.
     pub windows: Windows,
     /// Processor state of Linux before the launch.

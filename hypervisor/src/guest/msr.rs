@@ -4,6 +4,7 @@
 //! neither raises #GP, and in a cell it is kept on record.
 
 use super::{Verdict, interrupt};
+use crate::cell::published;
 use crate::cpu::PerCpu;
 use crate::device::apic;
 use crate::processor::{fixup, msr};
@@ -126,6 +127,20 @@ pub fn write_slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
                 None => Verdict::Inject(Exception::GENERAL_PROTECTION),
             }
         }
-        _ => refuse(register),
+        _ => write_masked(cpu, register, value).unwrap_or(refuse(register)),
     }
+}
+
+/// A cell's write to a register of which it may change a part. `None`: there is no such.
+fn write_masked(cpu: &PerCpu, register: u32, value: u64) -> Option<Verdict> {
+    let mut writable = published(cpu.cell)?.writable_msrs();
+    let (_, mask) = writable.find(|(other, _)| *other == register)?;
+    let before = fixup::read_msr(register)?;
+    // SAFETY: the configuration gives the cell these bits, of a register that the hypervisor does not depend on (the
+    // ledger sees to that).
+    let written = unsafe { fixup::write_msr(register, (before & !mask) | (value & mask)) };
+    Some(match written {
+        Some(()) => Verdict::Advance,
+        None => Verdict::Inject(Exception::GENERAL_PROTECTION),
+    })
 }

@@ -222,6 +222,7 @@ fn fill_per_cpu(
         ignore_ports: true,
         pending_nmi: false,
         activity: Activity::Waiting,
+        msrs_before: [0; gaol_abi::config::MAX_MSRS],
         index: cpu,
         cell: 0,
         apic_id,

@@ -251,7 +251,7 @@ fn root_bitmaps(
     confinement::fill_root_ports(port_bitmaps, view.hypervisor_ports());
     if let Some(root) = published(lifecycle::ROOT) {
         root.publish(ept.root(), msrs, ports);
-        root.publish_behaviour(0, true, false);
+        root.publish_behaviour(0, true, false, false);
     }
     Ok(ports)
 }

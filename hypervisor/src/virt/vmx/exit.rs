@@ -172,7 +172,7 @@ fn carry_out(cpu: &mut PerCpu, frame: &mut Frame, verdict: Verdict) {
         }
         Verdict::Violation { address } => {
             fault::record(cpu, frame, address);
-            events::park(cpu, frame, Activity::Failed);
+            events::fail(cpu, frame);
         }
     }
 }
