@@ -366,7 +366,7 @@ enumerations! {
 }
 
 /// The ioctls and the structures that they carry.
-const IOCTLS: [(&str, &str); 7] = [
+const IOCTLS: [(&str, &str); 8] = [
     ("ENABLE", "enable_request"),
     ("DISABLE", "cell_command"),
     ("CELL_CREATE", "cell_create_request"),
@@ -374,6 +374,7 @@ const IOCTLS: [(&str, &str); 7] = [
     ("CELL_START", "cell_command"),
     ("CELL_SHUTDOWN", "cell_command"),
     ("CELL_DESTROY", "cell_command"),
+    ("MEMORY_OFFER", "memory_offer_request"),
 ];
 
 fn ioctls(header: &mut Header) {
