@@ -152,6 +152,7 @@ fn as_configuration(
         shutdown_milliseconds: 0,
         memory: memory.collect::<Option<Vec<_>>>()?,
         ports: Vec::new(),
+        ..encode::Cell::default()
     };
     Some(cell.encode())
 }
