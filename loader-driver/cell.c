@@ -1,33 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The life of a cell, as far as Linux has a part in it: CPUs, memory, images.
+ * The life of a cell, as far as Linux has a part in it. Its memory is in region.c.
  *
- * Invariant: a CPU or a piece of memory is Linux' or a cell's, never both. What
- * a step of the creation took is given back, in reverse, when a later one fails;
- * memory that user space has mapped stays until the last mapping is gone.
+ * Invariant: a CPU is Linux' or a cell's, never both. What a step of the creation
+ * took is given back, in reverse, when a later one fails.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/delay.h>
 #include <linux/cpu.h>
+#include <linux/delay.h>
 #include <linux/io.h>
-#include <linux/mm.h>
 #include <linux/sched.h>
-#include <linux/sizes.h>
 #include <linux/slab.h>
-#include <linux/uaccess.h>
 
 #include "gaol.h"
 
-/* Images are copied in pieces, with a chance for others between them. */
-#define COPY_CHUNK		SZ_1M
-/* Destroying takes two calls; more would be a fault of the hypervisor. */
 /* A scrub that takes less has found nothing to do. */
 #define SCRUB_IDLE_CYCLES	4096
-
-#define LINUX_GIVES(flags) \
-	(!((flags) & (GAOL_CONFIG_MEMORY_DEVICE | \
-		      GAOL_CONFIG_MEMORY_COMMUNICATION)))
 
 static struct gaol_cell *find_by_name(const char *name)
 {
@@ -218,106 +207,24 @@ int gaol_cells_bring_cpus_back(struct gaol_outcome *outcome)
 	return 0;
 }
 
-/* Memory */
-
-static bool contains(const struct gaol_memory_region *region, u64 physical,
-		     u64 size)
-{
-	return physical >= region->physical && size <= region->size &&
-	       physical - region->physical <= region->size - size;
-}
-
-/* The region of a cell that shares this memory with the root. */
-static struct gaol_region *find_shared(u64 physical, u64 size)
-{
-	struct gaol_cell *cell;
-	unsigned int index;
-
-	list_for_each_entry(cell, &gaol.cells, list) {
-		for (index = 0; index < cell->region_count; index++) {
-			struct gaol_region *region = &cell->regions[index];
-
-			if (region->config.flags &
-				    GAOL_CONFIG_MEMORY_ROOT_SHARED &&
-			    contains(&region->config, physical, size))
-				return region;
-		}
-	}
-	return NULL;
-}
-
-static bool region_is_valid(const struct gaol_memory_region *region)
-{
-	return region->size && PAGE_ALIGNED(region->size) &&
-	       PAGE_ALIGNED(region->physical) && PAGE_ALIGNED(region->guest) &&
-	       region->physical + region->size >= region->physical &&
-	       region->guest + region->size >= region->guest &&
-	       !(region->flags & ~(u64)GAOL_CONFIG_MEMORY_ALL_FLAGS);
-}
-
-/* Gets the memory of one region, or makes sure that Linux has no use for it. */
-static int provide(struct gaol_region *region, struct gaol_outcome *outcome)
-{
-	struct gaol_memory_region *config = &region->config;
-	struct gaol_region *shared;
-
-	if (config->flags & GAOL_CONFIG_MEMORY_COMMUNICATION)
-		return 0;
-	if (!config->physical && LINUX_GIVES(config->flags)) {
-		region->memory = gaol_memory_take(config->size, PHYS_ADDR_MAX);
-		if (!region->memory)
-			return gaol_refuse(outcome, GAOL_REASON_CELL_MEMORY,
-					   config->size, -ENOMEM);
-		config->physical = region->memory->physical;
-		return 0;
-	}
-	if (!gaol_memory_is_linux(config->physical, config->size))
-		return 0;
-	/* Linux' RAM by address: only what another cell shares already. */
-	shared = config->flags & GAOL_CONFIG_MEMORY_ROOT_SHARED ?
-			 find_shared(config->physical, config->size) : NULL;
-	if (!shared || !shared->memory)
-		return gaol_refuse(outcome, GAOL_REASON_MEMORY_NOT_RESERVED,
-				   config->physical, -EBUSY);
-	region->memory = shared->memory;
-	gaol_memory_get(region->memory);
-	return 0;
-}
-
-static int provide_all(struct gaol_cell *cell, struct gaol_memory_region *config,
-		       unsigned int count, struct gaol_outcome *outcome)
-{
-	unsigned int index;
-	int error;
-
-	for (index = 0; index < count; index++)
-		if (!region_is_valid(&config[index]))
-			return gaol_refuse(outcome, GAOL_REASON_REGION_INVALID,
-					   index, -EINVAL);
-	cell->regions = kcalloc(max(count, 1U), sizeof(*cell->regions),
-				GFP_KERNEL);
-	if (!cell->regions)
-		return -ENOMEM;
-	for (index = 0; index < count; index++) {
-		struct gaol_region *region = &cell->regions[index];
-
-		region->config = config[index];
-		error = provide(region, outcome);
-		if (error)
-			return error;
-		cell->region_count++;
-		config[index].physical = region->config.physical;
-	}
-	return 0;
-}
-
-static void drop_memory(struct gaol_cell *cell)
-{
-	while (cell->region_count)
-		gaol_memory_put(cell->regions[--cell->region_count].memory);
-}
-
 /* Create */
+
+/* Bytes that the counts of a header ask for; 0: one of them is too large. */
+static size_t config_size(const struct gaol_cell_header *header)
+{
+	if (header->memory_region_count > GAOL_CONFIG_MAX_MEMORY_REGIONS ||
+	    header->msr_count > GAOL_CONFIG_MAX_MSRS ||
+	    header->interrupt_count > GAOL_CONFIG_MAX_INTERRUPTS ||
+	    header->device_count > GAOL_CONFIG_MAX_DEVICES ||
+	    header->port_range_count > GAOL_CONFIG_MAX_PORT_RANGES)
+		return 0;
+	return sizeof(*header) +
+	       header->memory_region_count * sizeof(struct gaol_memory_region) +
+	       header->msr_count * sizeof(struct gaol_msr_access) +
+	       header->interrupt_count * sizeof(struct gaol_interrupt) +
+	       header->device_count * sizeof(struct gaol_assigned_device) +
+	       header->port_range_count * sizeof(struct gaol_port_range);
+}
 
 static int check_config(const struct gaol_cell_header *header, size_t size,
 			struct gaol_outcome *outcome)
@@ -328,10 +235,7 @@ static int check_config(const struct gaol_cell_header *header, size_t size,
 					sizeof(*header), outcome);
 	if (error)
 		return error;
-	/* The other arrays are read by the hypervisor alone. */
-	if (header->memory_region_count > GAOL_CONFIG_MAX_MEMORY_REGIONS ||
-	    size < sizeof(*header) + header->memory_region_count *
-					     sizeof(struct gaol_memory_region))
+	if (size != config_size(header))
 		return gaol_refuse(outcome, GAOL_REASON_CONFIGURATION_INVALID,
 				   size, -EINVAL);
 	if (!gaol_name_is_valid(header->name))
@@ -385,22 +289,53 @@ static long destroy_in_hypervisor(struct gaol_cell *cell, u64 flags,
 			       cycles, scrub_cycles);
 }
 
-/* The hypervisor has the configuration read from one piece of memory. */
-static long create_in_hypervisor(struct gaol_cell_header *header,
+/*
+ * The configuration with the memory that was found: pieces in place of regions.
+ * It is read from one piece of memory by the hypervisor.
+ */
+static struct gaol_cell_header *
+complete_config(const struct gaol_cell *cell,
+		const struct gaol_cell_header *given)
+{
+	const struct gaol_memory_region *regions = (const void *)(given + 1);
+	const void *rest = regions + given->memory_region_count;
+	size_t rest_size =
+		given->preamble.total_size - (rest - (const void *)given);
+	size_t size = sizeof(*given) +
+		      cell->region_count * sizeof(*regions) + rest_size;
+	struct gaol_cell_header *header;
+	struct gaol_memory_region *piece;
+	unsigned int index;
+
+	if (size > GAOL_CONFIG_MAX_CELL_SIZE)
+		return NULL;
+	header = kzalloc(size, GFP_KERNEL);
+	if (!header)
+		return NULL;
+	*header = *given;
+	header->preamble.total_size = size;
+	header->memory_region_count = cell->region_count;
+	piece = (void *)(header + 1);
+	for (index = 0; index < cell->region_count; index++)
+		*piece++ = cell->regions[index].config;
+	memcpy(piece, rest, rest_size);
+	header->preamble.checksum =
+		gaol_checksum(header, size, GAOL_CONFIG_CHECKSUM_OFFSET);
+	return header;
+}
+
+static long create_in_hypervisor(const struct gaol_cell *cell,
+				 const struct gaol_cell_header *given,
 				 struct gaol_cell_create_request *request)
 {
-	void *copy;
+	struct gaol_cell_header *header = complete_config(cell, given);
 	long id;
 
-	header->preamble.checksum =
-		gaol_checksum(header, request->config_size,
-			      GAOL_CONFIG_CHECKSUM_OFFSET);
-	copy = kmemdup(header, request->config_size, GFP_KERNEL);
-	if (!copy)
+	if (!header)
 		return -ENOMEM;
-	id = gaol_hypercall(GAOL_HYPERCALL_CELL_CREATE, virt_to_phys(copy), 0,
+	id = gaol_hypercall(GAOL_HYPERCALL_CELL_CREATE, virt_to_phys(header), 0,
 			    &request->cycles);
-	kfree(copy);
+	kfree(header);
 	if (id < 0)
 		return gaol_hypercall_error(id, &request->outcome);
 	return id;
@@ -414,7 +349,7 @@ static int bury(struct gaol_cell *cell, struct gaol_outcome *outcome)
 	strike_out(cell);
 	gaol_sysfs_remove_cell(cell);
 	error = return_cpus(cell, outcome);
-	drop_memory(cell);
+	gaol_regions_drop(cell);
 	kobject_put(&cell->kobj);
 	return error;
 }
@@ -443,10 +378,11 @@ static int finish_creation(struct gaol_cell *cell,
 	return result;
 }
 
-int gaol_cell_create(struct gaol_cell_create_request *request, void *config)
+int gaol_cell_create(struct gaol_cell_create_request *request,
+		     const struct gaol_cell_header *header,
+		     const struct file *holder)
 {
 	struct gaol_outcome *outcome = &request->outcome;
-	struct gaol_cell_header *header = config;
 	struct gaol_outcome ignored;
 	struct gaol_cell *cell;
 	long id;
@@ -454,6 +390,9 @@ int gaol_cell_create(struct gaol_cell_create_request *request, void *config)
 
 	request->cycles = 0;
 	request->scrub_cycles = 0;
+	request->region = 0;
+	if (!error && request->flags & ~GAOL_DRIVER_FLAG_PIECES)
+		error = -EINVAL;
 	if (!error)
 		error = check_config(header, request->config_size, outcome);
 	if (error)
@@ -464,14 +403,13 @@ int gaol_cell_create(struct gaol_cell_create_request *request, void *config)
 	strscpy(cell->name, header->name, sizeof(cell->name));
 	error = check_cpus(header, &cell->cpus, outcome);
 	if (!error)
-		error = provide_all(cell, (void *)(header + 1),
-				    header->memory_region_count, outcome);
+		error = gaol_regions_provide(cell, header, request, holder);
 	if (error)
 		goto memory;
 	error = take_cpus(cell, outcome);
 	if (error)
 		goto cpus;
-	id = create_in_hypervisor(header, request);
+	id = create_in_hypervisor(cell, header, request);
 	if (id < 0) {
 		error = id;
 		goto cpus;
@@ -484,80 +422,12 @@ int gaol_cell_create(struct gaol_cell_create_request *request, void *config)
 cpus:
 	return_cpus(cell, &ignored);
 memory:
-	drop_memory(cell);
+	gaol_regions_drop(cell);
 	kobject_put(&cell->kobj);
 	return error;
 }
 
 /* Load */
-
-/* The loadable region that a guest-physical address lies in. */
-static struct gaol_region *find_loadable(struct gaol_cell *cell, u64 guest)
-{
-	unsigned int index;
-
-	for (index = 0; index < cell->region_count; index++) {
-		struct gaol_region *region = &cell->regions[index];
-
-		if (region->config.flags & GAOL_CONFIG_MEMORY_LOADABLE &&
-		    LINUX_GIVES(region->config.flags) &&
-		    guest >= region->config.guest &&
-		    guest - region->config.guest < region->config.size)
-			return region;
-	}
-	return NULL;
-}
-
-static int copy_piece(struct gaol_region *region, u64 offset, u64 source,
-		      u64 size)
-{
-	void *mapping = memremap(region->config.physical, region->config.size,
-				 MEMREMAP_WB);
-	int error = 0;
-
-	if (!mapping)
-		return -ENOMEM;
-	while (size && !error) {
-		u64 chunk = min_t(u64, size, COPY_CHUNK);
-
-		if (copy_from_user(mapping + offset, u64_to_user_ptr(source),
-				   chunk))
-			error = -EFAULT;
-		offset += chunk;
-		source += chunk;
-		size -= chunk;
-		cond_resched();
-	}
-	memunmap(mapping);
-	return error;
-}
-
-/* Walks the regions that an image spans; copies, or only checks that they are there. */
-static int load_image(struct gaol_cell *cell, struct gaol_load_image image,
-		      bool copy, struct gaol_outcome *outcome)
-{
-	const u64 target = image.target;
-
-	while (image.size) {
-		struct gaol_region *region = find_loadable(cell, image.target);
-		u64 offset, piece;
-		int error;
-
-		if (!region)
-			return gaol_refuse(outcome, GAOL_REASON_LOAD_OUTSIDE,
-					   target, -ERANGE);
-		offset = image.target - region->config.guest;
-		piece = min(image.size, region->config.size - offset);
-		error = copy ? copy_piece(region, offset, image.source, piece) :
-			       0;
-		if (error)
-			return error;
-		image.target += piece;
-		image.source += piece;
-		image.size -= piece;
-	}
-	return 0;
-}
 
 int gaol_cell_load(struct gaol_cell_load_request *request,
 		   const struct gaol_load_image *images)
@@ -571,7 +441,8 @@ int gaol_cell_load(struct gaol_cell_load_request *request,
 
 	request->cycles = 0;
 	for (index = 0; !error && index < request->image_count; index++)
-		error = load_image(cell, images[index], false, outcome);
+		error = gaol_regions_load(cell, images[index], false,
+					  outcome);
 	if (error)
 		return error;
 	result = call_until_done(GAOL_HYPERCALL_CELL_SET_LOADABLE, cell->id, 0,
@@ -579,7 +450,7 @@ int gaol_cell_load(struct gaol_cell_load_request *request,
 	if (result)
 		return gaol_hypercall_error(result, outcome);
 	for (index = 0; !error && index < request->image_count; index++)
-		error = load_image(cell, images[index], true, outcome);
+		error = gaol_regions_load(cell, images[index], true, outcome);
 	return error;
 }
 
@@ -663,47 +534,4 @@ int gaol_cells_destroy_all(struct gaol_outcome *outcome)
 			return error;
 	}
 	return 0;
-}
-
-/* mmap */
-
-static void mapping_open(struct vm_area_struct *vma)
-{
-	if (vma->vm_private_data)
-		gaol_memory_get(vma->vm_private_data);
-}
-
-static void mapping_close(struct vm_area_struct *vma)
-{
-	gaol_memory_put(vma->vm_private_data);
-}
-
-static const struct vm_operations_struct mapping_operations = {
-	.open = mapping_open,
-	.close = mapping_close,
-};
-
-/* Maps memory that a cell shares with the root; the offset is its address. */
-int gaol_mmap(struct file *file, struct vm_area_struct *vma)
-{
-	u64 physical = (u64)vma->vm_pgoff << PAGE_SHIFT;
-	unsigned long size = vma->vm_end - vma->vm_start;
-	struct gaol_region *region;
-	int error;
-
-	/* A private copy would show a moment of it only. */
-	if (!(vma->vm_flags & VM_SHARED) ||
-	    physical >> PAGE_SHIFT != vma->vm_pgoff)
-		return -EINVAL;
-	mutex_lock(&gaol.cells_lock);
-	region = find_shared(physical, size);
-	error = region ? remap_pfn_range(vma, vma->vm_start, vma->vm_pgoff,
-					 size, vma->vm_page_prot) : -EINVAL;
-	if (!error) {
-		vma->vm_private_data = region->memory;
-		vma->vm_ops = &mapping_operations;
-		mapping_open(vma);
-	}
-	mutex_unlock(&gaol.cells_lock);
-	return error;
 }

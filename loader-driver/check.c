@@ -103,8 +103,8 @@ int gaol_check_config(const struct gaol_system_header *config, u64 size,
 				   size, -EINVAL);
 	/* In the hypervisor's tables it lies in the slot of Linux' image. */
 	if (config->hypervisor_size > KERNEL_IMAGE_SIZE)
-		return gaol_refuse(outcome, GAOL_REASON_HYPERVISOR_MEMORY,
-				   config->hypervisor_size, -EINVAL);
+		return gaol_refuse(outcome, GAOL_REASON_CONFIGURATION_INVALID,
+				   size, -EINVAL);
 	return 0;
 }
 

@@ -22,16 +22,42 @@
 
 #include "gaol_abi.h"
 
+enum gaol_memory_source {
+	/* At boot. */
+	GAOL_MEMORY_RESERVED,
+	GAOL_MEMORY_ALLOCATOR,
+	/* Out of memory blocks that are offline. */
+	GAOL_MEMORY_BLOCKS,
+};
+
 /* A physically contiguous piece of memory that Linux does not use meanwhile. */
 struct gaol_memory {
 	struct kref references;
+	/* Of those out of memory blocks. */
+	struct list_head list;
 	phys_addr_t physical;
 	size_t size;
-	/* Taken from the page allocator, rather than reserved at boot. */
-	bool from_allocator;
+	enum gaol_memory_source source;
 };
 
-struct gaol_memory *gaol_memory_take(size_t size, phys_addr_t limit);
+/* Memory of one region, in pieces. */
+struct gaol_pieces {
+	/* Most pieces that it may be. */
+	unsigned int limit;
+	unsigned int count;
+	/* When there is not enough: bytes that there are. */
+	u64 found;
+	struct gaol_memory *memory[GAOL_CONFIG_MAX_MEMORY_REGIONS];
+};
+
+/*
+ * The holder is the open file that a request comes from: memory blocks that were
+ * offered through it are for its requests.
+ */
+struct gaol_memory *gaol_memory_take(size_t size, u64 end,
+				     const struct file *holder, u64 *found);
+bool gaol_memory_gather(struct gaol_pieces *pieces, size_t size,
+			const struct file *holder);
 struct gaol_memory *gaol_memory_claim(phys_addr_t physical, size_t size);
 void gaol_memory_get(struct gaol_memory *memory);
 void gaol_memory_put(struct gaol_memory *memory);
@@ -39,6 +65,15 @@ bool gaol_memory_is_linux(phys_addr_t physical, size_t size);
 phys_addr_t gaol_physical_end(void);
 phys_addr_t gaol_low_page(void);
 
+/* blocks.c */
+int gaol_blocks_offer(const u64 *addresses, unsigned int count, u64 size,
+		      const struct file *holder);
+void gaol_blocks_let_go(const struct file *holder, bool for_good);
+size_t gaol_blocks_tell(char *buffer, size_t size);
+int gaol_blocks_init(void);
+void gaol_blocks_exit(void);
+
+/* A piece of a region: a region in several has as many of these. */
 struct gaol_region {
 	struct gaol_memory_region config;
 	/* NULL where the configuration gives the address. */
@@ -110,7 +145,7 @@ bool gaol_name_is_valid(const char *name);
 
 /* launch.c */
 int gaol_enable(struct gaol_enable_request *request, const void *image,
-		void *config);
+		void *config, const struct file *holder);
 int gaol_disable(struct gaol_cell_command *command);
 int gaol_give_back(void);
 int gaol_check_enabled(struct gaol_outcome *outcome);
@@ -129,7 +164,9 @@ extern char gaol_stub_leave[];
 /* cell.c */
 int gaol_cell_create_root(const char *name);
 void gaol_cell_remove_root(void);
-int gaol_cell_create(struct gaol_cell_create_request *request, void *config);
+int gaol_cell_create(struct gaol_cell_create_request *request,
+		     const struct gaol_cell_header *config,
+		     const struct file *holder);
 int gaol_cell_load(struct gaol_cell_load_request *request,
 		   const struct gaol_load_image *images);
 int gaol_cell_start(struct gaol_cell_command *command);
@@ -138,6 +175,17 @@ int gaol_cell_destroy(struct gaol_cell_command *command);
 unsigned int gaol_cells_count(void);
 int gaol_cells_destroy_all(struct gaol_outcome *outcome);
 int gaol_cells_bring_cpus_back(struct gaol_outcome *outcome);
+
+/* region.c */
+int gaol_regions_provide(struct gaol_cell *cell,
+			 const struct gaol_cell_header *header,
+			 struct gaol_cell_create_request *request,
+			 const struct file *holder);
+void gaol_regions_drop(struct gaol_cell *cell);
+int gaol_regions_load(struct gaol_cell *cell, struct gaol_load_image image,
+		      bool copy, struct gaol_outcome *outcome);
+size_t gaol_regions_tell(const struct gaol_cell *cell, char *buffer,
+			 size_t size);
 int gaol_mmap(struct file *file, struct vm_area_struct *vma);
 
 /* sysfs.c */

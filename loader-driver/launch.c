@@ -235,12 +235,13 @@ int gaol_check_enabled(struct gaol_outcome *outcome)
 }
 
 int gaol_enable(struct gaol_enable_request *request, const void *image,
-		void *config)
+		void *config, const struct file *holder)
 {
 	struct launch launch = {
 		.image = image,
 		.request = request,
 		.config = config,
+		.holder = holder,
 	};
 	struct gaol_outcome *outcome = &request->outcome;
 	int error;

@@ -9,6 +9,7 @@ struct launch {
 	const struct gaol_image_header *image;
 	struct gaol_enable_request *request;
 	struct gaol_system_header *config;
+	const struct file *holder;
 	unsigned int cpu_count;
 
 	struct gaol_memory *memory;

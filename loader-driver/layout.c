@@ -29,6 +29,7 @@ int gaol_take_region(struct launch *launch)
 	struct gaol_outcome *outcome = &launch->request->outcome;
 	struct gaol_system_header *config = launch->config;
 	size_t size = config->hypervisor_size;
+	u64 found = 0;
 
 	if (config->hypervisor_physical) {
 		launch->memory = gaol_memory_claim(config->hypervisor_physical,
@@ -38,25 +39,27 @@ int gaol_take_region(struct launch *launch)
 					   GAOL_REASON_MEMORY_NOT_RESERVED,
 					   config->hypervisor_physical, -EBUSY);
 	} else {
-		launch->memory = gaol_memory_take(size, SZ_4G);
+		launch->memory = gaol_memory_take(size, SZ_4G, launch->holder,
+						  &found);
 		if (!launch->memory)
-			launch->memory = gaol_memory_take(size, PHYS_ADDR_MAX);
+			launch->memory = gaol_memory_take(
+				size, PHYS_ADDR_MAX, launch->holder, &found);
 		if (!launch->memory)
 			return gaol_refuse(outcome,
-					   GAOL_REASON_HYPERVISOR_MEMORY, size,
-					   -ENOMEM);
+					   GAOL_REASON_HYPERVISOR_MEMORY,
+					   found, -ENOMEM);
 	}
 	launch->mapping = memremap(launch->memory->physical, size, MEMREMAP_WB);
-	if (!launch->mapping)
-		return gaol_refuse(outcome, GAOL_REASON_HYPERVISOR_MEMORY, size,
-				   -ENOMEM);
-	return 0;
+	return launch->mapping ? 0 : -ENOMEM;
 }
 
+/* Nobody uses the memory any more; Linux gets it without what was in it. */
 void gaol_give_region_back(void *mapping, struct gaol_memory *memory)
 {
-	if (mapping)
+	if (mapping) {
+		memset(mapping, 0, memory->size);
 		memunmap(mapping);
+	}
 	gaol_memory_put(memory);
 }
 

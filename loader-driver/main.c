@@ -93,16 +93,18 @@ void *gaol_copy_in(u64 user, u64 size)
 	return copy;
 }
 
-static void *copy_config(u64 user, u64 size, struct gaol_outcome *outcome)
+static void *copy_config(u64 user, u64 size, u64 limit,
+			 struct gaol_outcome *outcome)
 {
-	if (size > GAOL_CONFIG_MAX_SIZE)
+	if (size > limit)
 		return ERR_PTR(gaol_refuse(outcome,
 					   GAOL_REASON_CONFIGURATION_TOO_BIG,
 					   size, -E2BIG));
 	return gaol_copy_in(user, size);
 }
 
-static int enable(struct gaol_enable_request *request)
+static int enable(struct gaol_enable_request *request,
+		  const struct file *holder)
 {
 	unsigned int sleep_flags;
 	void *image, *config;
@@ -115,7 +117,7 @@ static int enable(struct gaol_enable_request *request)
 	if (IS_ERR(image))
 		return PTR_ERR(image);
 	config = copy_config(request->config, request->config_size,
-			     &request->outcome);
+			     GAOL_CONFIG_MAX_SIZE, &request->outcome);
 	if (IS_ERR(config)) {
 		kvfree(image);
 		return PTR_ERR(config);
@@ -123,7 +125,7 @@ static int enable(struct gaol_enable_request *request)
 	/* The machine does not fall asleep between our last look and the end. */
 	sleep_flags = lock_system_sleep();
 	mutex_lock(&gaol.lock);
-	error = gaol_enable(request, image, config);
+	error = gaol_enable(request, image, config, holder);
 	mutex_unlock(&gaol.lock);
 	unlock_system_sleep(sleep_flags);
 	kvfree(config);
@@ -131,17 +133,18 @@ static int enable(struct gaol_enable_request *request)
 	return error;
 }
 
-static int cell_create(struct gaol_cell_create_request *request)
+static int cell_create(struct gaol_cell_create_request *request,
+		       const struct file *holder)
 {
 	void *config;
 	int error;
 
 	config = copy_config(request->config, request->config_size,
-			     &request->outcome);
+			     GAOL_CONFIG_MAX_CELL_SIZE, &request->outcome);
 	if (IS_ERR(config))
 		return PTR_ERR(config);
 	mutex_lock(&gaol.lock);
-	error = gaol_cell_create(request, config);
+	error = gaol_cell_create(request, config, holder);
 	mutex_unlock(&gaol.lock);
 	kvfree(config);
 	return error;
@@ -165,6 +168,26 @@ static int cell_load(struct gaol_cell_load_request *request)
 	return error;
 }
 
+static int memory_offer(struct gaol_memory_offer_request *request,
+			const struct file *holder)
+{
+	u64 *blocks;
+	int error;
+
+	if (request->block_count > GAOL_DRIVER_MAX_MEMORY_BLOCKS)
+		return -E2BIG;
+	blocks = gaol_copy_in(request->blocks,
+			      request->block_count * sizeof(*blocks));
+	if (IS_ERR(blocks))
+		return PTR_ERR(blocks);
+	mutex_lock(&gaol.lock);
+	error = gaol_blocks_offer(blocks, request->block_count,
+				  request->block_size, holder);
+	mutex_unlock(&gaol.lock);
+	kvfree(blocks);
+	return error;
+}
+
 static int command(struct gaol_cell_command *command,
 		   int (*operation)(struct gaol_cell_command *))
 {
@@ -178,15 +201,16 @@ static int command(struct gaol_cell_command *command,
 	return error;
 }
 
-static int dispatch(unsigned int number, void *request)
+static int dispatch(unsigned int number, void *request,
+		    const struct file *holder)
 {
 	switch (number) {
 	case GAOL_IOCTL_ENABLE:
-		return enable(request);
+		return enable(request, holder);
 	case GAOL_IOCTL_DISABLE:
 		return command(request, gaol_disable);
 	case GAOL_IOCTL_CELL_CREATE:
-		return cell_create(request);
+		return cell_create(request, holder);
 	case GAOL_IOCTL_CELL_LOAD:
 		return cell_load(request);
 	case GAOL_IOCTL_CELL_START:
@@ -195,6 +219,8 @@ static int dispatch(unsigned int number, void *request)
 		return command(request, gaol_cell_shutdown);
 	case GAOL_IOCTL_CELL_DESTROY:
 		return command(request, gaol_cell_destroy);
+	case GAOL_IOCTL_MEMORY_OFFER:
+		return memory_offer(request, holder);
 	default:
 		return -ENOTTY;
 	}
@@ -215,6 +241,8 @@ static struct gaol_outcome *outcome_of(unsigned int number, void *request)
 		return &((struct gaol_cell_create_request *)request)->outcome;
 	case GAOL_IOCTL_CELL_LOAD:
 		return &((struct gaol_cell_load_request *)request)->outcome;
+	case GAOL_IOCTL_MEMORY_OFFER:
+		return &((struct gaol_memory_offer_request *)request)->outcome;
 	default:
 		return NULL;
 	}
@@ -231,6 +259,7 @@ static long gaol_ioctl(struct file *file, unsigned int number,
 		struct gaol_cell_create_request create;
 		struct gaol_cell_load_request load;
 		struct gaol_cell_command command;
+		struct gaol_memory_offer_request offer;
 	} request;
 	struct gaol_outcome *outcome = outcome_of(number, &request);
 	size_t size = _IOC_SIZE(number);
@@ -246,7 +275,7 @@ static long gaol_ioctl(struct file *file, unsigned int number,
 	/* Nothing is done that could not be reported. */
 	if (copy_to_user(user, &request, size))
 		return -EFAULT;
-	error = dispatch(number, &request);
+	error = dispatch(number, &request, file);
 	if (copy_to_user(user, &request, size))
 		return -EFAULT;
 	return error;
@@ -261,6 +290,7 @@ static int gaol_open(struct inode *inode, struct file *file)
 
 static int gaol_release(struct inode *inode, struct file *file)
 {
+	gaol_blocks_let_go(file, true);
 	gaol_console_release(file);
 	return 0;
 }
@@ -338,6 +368,7 @@ static void __exit gaol_exit(void)
 	unregister_reboot_notifier(&reboot_notifier);
 	unregister_pm_notifier(&sleep_notifier);
 	cpuhp_remove_state_nocalls(hotplug_state);
+	gaol_blocks_exit();
 	gaol_sysfs_exit();
 	gaol_console_exit();
 }
@@ -365,11 +396,16 @@ static int __init gaol_init(void)
 	error = register_reboot_notifier(&reboot_notifier);
 	if (error)
 		goto sleep;
-	error = misc_register(&device);
+	error = gaol_blocks_init();
 	if (error)
 		goto reboot;
+	error = misc_register(&device);
+	if (error)
+		goto blocks;
 	return 0;
 
+blocks:
+	gaol_blocks_exit();
 reboot:
 	unregister_reboot_notifier(&reboot_notifier);
 sleep:

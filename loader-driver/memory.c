@@ -3,170 +3,182 @@
  * Memory for the hypervisor and the cells.
  *
  * Invariant: memory is given out only after Linux has let go of it (taken from
- * its page allocator, or reserved at boot and claimed in the resource tree), and
- * it goes back when the last reference is dropped: a mapping in user space holds
- * one.
+ * its page allocator, in a memory block that it has offline, or reserved at boot
+ * and claimed in the resource tree), and it goes back when the last reference is
+ * dropped: a mapping in user space holds one.
  */
-#include <linux/gfp.h>
 #include <linux/ioport.h>
-#include <linux/memory_hotplug.h>
 #include <linux/mm.h>
 #include <linux/pfn.h>
-#include <linux/sched.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
 
-#include "gaol.h"
-
-#define MAX_RANGES	64
-/* An attempt may have to move every page of the range elsewhere. */
-#define MAX_ATTEMPTS	2048
-
-/* Later kernels tell the allocator flags in place of the migrate type. */
-#ifdef ACR_FLAGS_NONE
-#define CONTIGUOUS_RANGE_KIND	ACR_FLAGS_NONE
-#else
-#define CONTIGUOUS_RANGE_KIND	MIGRATE_MOVABLE
-#endif
-
-struct ranges {
-	unsigned int count;
-	struct {
-		u64 start;
-		u64 end;
-	} range[MAX_RANGES];
-};
-
-static int collect_range(struct resource *resource, void *argument)
-{
-	struct ranges *ranges = argument;
-
-	/* They come in ascending order, and the upper ones are tried first. */
-	if (ranges->count == MAX_RANGES)
-		memmove(&ranges->range[0], &ranges->range[1],
-			sizeof(ranges->range[0]) * --ranges->count);
-	ranges->range[ranges->count].start = resource->start;
-	ranges->range[ranges->count].end = resource->end + 1;
-	ranges->count++;
-	return 0;
-}
-
-static int walk_system_ram(u64 start, u64 end, void *argument,
-			   int (*visit)(struct resource *, void *))
-{
-	return walk_iomem_res_desc(IORES_DESC_NONE,
-				   IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY,
-				   start, end, argument, visit);
-}
-
-/* The highest page in the range that can never be moved away; 0 for none. */
-static unsigned long last_fixed_page(unsigned long first, unsigned long end)
-{
-	const struct zone *zone = NULL;
-	unsigned long pfn;
-
-	for (pfn = end; pfn-- > first;) {
-		struct page *page = pfn_to_online_page(pfn);
-
-		if (!page || PageReserved(page))
-			return pfn;
-		/* Only within one zone can a range be taken at once. */
-		if (!zone)
-			zone = page_zone(page);
-		else if (page_zone(page) != zone)
-			return pfn;
-		if (!(pfn & 0xfff))
-			cond_resched();
-	}
-	return 0;
-}
-
-/* The first page of `count` taken in the range; 0 for none. */
-static unsigned long take_in_range(unsigned long start, unsigned long end,
-				   unsigned long count, unsigned long alignment,
-				   unsigned int *attempts)
-{
-	unsigned long step = max_t(unsigned long, alignment, PFN_DOWN(SZ_2M));
-
-	while (end > start && end - start >= count) {
-		unsigned long first = ALIGN_DOWN(end - count, alignment);
-		unsigned long fixed;
-		int error;
-
-		if (first < start || !*attempts)
-			break;
-		fixed = last_fixed_page(first, first + count);
-		if (fixed) {
-			end = fixed;
-			continue;
-		}
-		--*attempts;
-		error = alloc_contig_range(first, first + count,
-					   CONTIGUOUS_RANGE_KIND,
-					   GFP_KERNEL | __GFP_NOWARN);
-		if (!error)
-			return first;
-		if (error == -EINTR) {
-			*attempts = 0;
-			break;
-		}
-		cond_resched();
-		if (first < step)
-			break;
-		end = first + count - step;
-	}
-	return 0;
-}
+#include "memory.h"
 
 static struct gaol_memory *describe(phys_addr_t physical, size_t size,
-				    bool from_allocator)
+				    enum gaol_memory_source source)
 {
 	struct gaol_memory *memory = kzalloc(sizeof(*memory), GFP_KERNEL);
 
 	if (!memory)
 		return NULL;
 	kref_init(&memory->references);
+	INIT_LIST_HEAD(&memory->list);
 	memory->physical = physical;
 	memory->size = size;
-	memory->from_allocator = from_allocator;
+	memory->source = source;
 	return memory;
+}
+
+/* A piece of the offline blocks: all of the size, or the largest there is. */
+static struct gaol_memory *carve(size_t size, u64 end, bool or_less,
+				 const struct file *holder)
+{
+	struct gaol_memory *memory = describe(0, 0, GAOL_MEMORY_BLOCKS);
+
+	if (memory && gaol_blocks_carve(memory, size, end, or_less, holder))
+		return memory;
+	kfree(memory);
+	return NULL;
+}
+
+/* What may be taken from Linux without making it short of memory itself. */
+static u64 spare(void)
+{
+	u64 available = (u64)max(si_mem_available(), 0L) << PAGE_SHIFT;
+	u64 left = max_t(u64, SZ_16M, PFN_PHYS(totalram_pages()) / 32);
+
+	return available > left ? available - left : 0;
+}
+
+/* Takes from the page allocator; false: not all of it, and so much could be. */
+static bool allocate(struct gaol_pieces *pieces, size_t size, u64 end,
+		     unsigned int limit)
+{
+	struct gaol_search search = {
+		.want = PFN_UP(size),
+		.end = end,
+		.limit = limit,
+	};
+	bool is_complete;
+	unsigned int index;
+
+	search.runs = kcalloc(limit, sizeof(*search.runs), GFP_KERNEL);
+	if (!search.runs)
+		return false;
+	is_complete = gaol_allocator_take(&search);
+	pieces->found += PFN_PHYS(search.found);
+	for (index = 0; index < search.count; index++) {
+		struct gaol_run *run = &search.runs[index];
+		struct gaol_memory *memory =
+			describe(PFN_PHYS(run->first), PFN_PHYS(run->count),
+				 GAOL_MEMORY_ALLOCATOR);
+
+		if (memory) {
+			pieces->memory[pieces->count++] = memory;
+		} else {
+			free_contig_range(run->first, run->count);
+			is_complete = false;
+		}
+	}
+	kfree(search.runs);
+	return is_complete;
+}
+
+static void put_all(struct gaol_pieces *pieces)
+{
+	while (pieces->count)
+		gaol_memory_put(pieces->memory[--pieces->count]);
+}
+
+/* One piece: first of what Linux has lost already, then from its allocator. */
+static bool take_one(struct gaol_pieces *pieces, size_t size, u64 end,
+		     const struct file *holder)
+{
+	pieces->memory[0] = carve(size, end, false, holder);
+	if (pieces->memory[0]) {
+		pieces->count = 1;
+		return true;
+	}
+	pieces->found = 0;
+	if (size > spare()) {
+		pieces->found = ALIGN_DOWN(spare(), SZ_2M);
+		return false;
+	}
+	return allocate(pieces, size, end, 1);
+}
+
+/* The largest pieces of the offline blocks, and the allocator's for the rest. */
+static bool take_many(struct gaol_pieces *pieces, size_t size,
+		      const struct file *holder)
+{
+	u64 found = 0;
+
+	while (found < size && pieces->count < pieces->limit) {
+		struct gaol_memory *piece =
+			carve(size - found, U64_MAX, true, holder);
+
+		if (!piece)
+			break;
+		pieces->memory[pieces->count++] = piece;
+		found += piece->size;
+	}
+	pieces->found = found;
+	if (found == size)
+		return true;
+	if (size - found > spare())
+		pieces->found += ALIGN_DOWN(spare(), SZ_2M);
+	else if (pieces->count < pieces->limit &&
+		 allocate(pieces, size - found, U64_MAX,
+			  pieces->limit - pieces->count))
+		return true;
+	put_all(pieces);
+	return false;
 }
 
 /*
- * Takes memory from Linux, from the top downwards, below `limit`. It is 2 MiB
- * aligned where it is that large. Not cleared. NULL: there is none.
+ * Takes memory from Linux in at most `pieces->limit` pieces, each aligned to
+ * 2 MiB where it is that large; the fewest come first. Not cleared. False: there
+ * is none, and `pieces->found` tells how much could have been.
  */
-struct gaol_memory *gaol_memory_take(size_t size, phys_addr_t limit)
+bool gaol_memory_gather(struct gaol_pieces *pieces, size_t size,
+			const struct file *holder)
 {
-	unsigned long count = PFN_UP(size);
-	unsigned long alignment = size >= SZ_2M ? PFN_DOWN(SZ_2M) : 1;
-	unsigned int attempts = MAX_ATTEMPTS;
-	struct gaol_memory *memory;
-	struct ranges *ranges;
-	unsigned long first = 0;
-	unsigned int index;
+	u64 largest;
 
-	ranges = kzalloc(sizeof(*ranges), GFP_KERNEL);
-	memory = describe(0, size, true);
-	if (!ranges || !memory)
-		goto out;
-	/* The first MiB is for those who can use nothing else. */
-	walk_system_ram(SZ_1M, limit - 1, ranges, collect_range);
-	for (index = ranges->count; index-- > 0 && !first;)
-		first = take_in_range(PFN_UP(ranges->range[index].start),
-				      PFN_DOWN(ranges->range[index].end),
-				      count, alignment, &attempts);
-out:
-	kfree(ranges);
-	if (!first) {
-		kfree(memory);
+	pieces->count = 0;
+	pieces->found = 0;
+	if (take_one(pieces, size, U64_MAX, holder))
+		return true;
+	put_all(pieces);
+	if (pieces->limit <= 1 || size <= SZ_2M)
+		return false;
+	largest = pieces->found;
+	if (take_many(pieces, size, holder))
+		return true;
+	pieces->found = max(pieces->found, largest);
+	return false;
+}
+
+/* Takes one piece below `end`. NULL: there is none; the largest has `found`. */
+struct gaol_memory *gaol_memory_take(size_t size, u64 end,
+				     const struct file *holder, u64 *found)
+{
+	struct gaol_pieces *pieces = kzalloc(sizeof(*pieces), GFP_KERNEL);
+	struct gaol_memory *memory = NULL;
+
+	if (!pieces)
 		return NULL;
-	}
-	memory->physical = PFN_PHYS(first);
+	if (take_one(pieces, size, end, holder))
+		memory = pieces->memory[0];
+	else
+		put_all(pieces);
+	*found = max(*found, pieces->found);
+	kfree(pieces);
 	return memory;
 }
 
-/* Is any of it RAM that Linux manages? */
+/* Is any of it RAM that Linux manages, or would manage if it were online? */
 bool gaol_memory_is_linux(phys_addr_t physical, size_t size)
 {
 	return region_intersects(physical, size, IORESOURCE_SYSTEM_RAM,
@@ -180,7 +192,7 @@ struct gaol_memory *gaol_memory_claim(phys_addr_t physical, size_t size)
 
 	if (physical + size < physical || gaol_memory_is_linux(physical, size))
 		return NULL;
-	memory = describe(physical, size, false);
+	memory = describe(physical, size, GAOL_MEMORY_RESERVED);
 	if (!memory)
 		return NULL;
 	if (!request_mem_region(physical, size, "Gaol")) {
@@ -200,11 +212,18 @@ static void release(struct kref *references)
 	struct gaol_memory *memory =
 		container_of(references, struct gaol_memory, references);
 
-	if (memory->from_allocator)
+	switch (memory->source) {
+	case GAOL_MEMORY_RESERVED:
+		release_mem_region(memory->physical, memory->size);
+		break;
+	case GAOL_MEMORY_ALLOCATOR:
 		free_contig_range(PHYS_PFN(memory->physical),
 				  PFN_UP(memory->size));
-	else
-		release_mem_region(memory->physical, memory->size);
+		break;
+	case GAOL_MEMORY_BLOCKS:
+		gaol_blocks_uncarve(memory);
+		break;
+	}
 	kfree(memory);
 }
 
@@ -252,6 +271,6 @@ phys_addr_t gaol_low_page(void)
 {
 	u64 page = 0;
 
-	walk_system_ram(0, 640 * SZ_1K - 1, &page, note_first_page);
+	gaol_ram_walk(0, 640 * SZ_1K - 1, &page, note_first_page);
 	return page;
 }

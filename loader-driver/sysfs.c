@@ -15,6 +15,17 @@
 
 #include "gaol.h"
 
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
+#define CONST_BIN_ATTRIBUTE const
+#else
+#define CONST_BIN_ATTRIBUTE
+#endif
+
+/* More than a line of a cell's "memory" has. */
+#define MEMORY_LINE	128
+/* More than a line of "memory_blocks" has. */
+#define BLOCK_LINE	48
+
 static const char *const counter_names[2][GAOL_EXIT_COUNTERS] = {
 	GAOL_COUNTER_NAMES_VMX,
 	GAOL_COUNTER_NAMES_SVM,
@@ -295,24 +306,31 @@ static ssize_t cpus_failed_list_show(struct kobject *kobj,
 	return show_cpus(kobj, true, "%*pbl\n", buffer);
 }
 
-static ssize_t memory_show(struct kobject *kobj,
-			   struct kobj_attribute *attribute, char *buffer)
+/* Text that may be longer than a page, from `offset` on. */
+static ssize_t read_text(char *buffer, loff_t offset, size_t size,
+			 const char *text, size_t length)
 {
-	const struct gaol_cell *cell = to_cell(kobj);
-	unsigned int index;
-	ssize_t size = 0;
-
-	for (index = 0; index < cell->region_count; index++) {
-		const struct gaol_memory_region *region =
-			&cell->regions[index].config;
-
-		size += sysfs_emit_at(buffer, size,
-				      "%.*s %#llx %#llx %#llx %#llx\n",
-				      GAOL_NAME_LENGTH, region->name,
-				      region->physical, region->guest,
-				      region->size, region->flags);
-	}
+	if (offset >= length)
+		return 0;
+	size = min_t(u64, size, length - offset);
+	memcpy(buffer, text + offset, size);
 	return size;
+}
+
+static ssize_t memory_read(struct file *file, struct kobject *kobj,
+			   CONST_BIN_ATTRIBUTE struct bin_attribute *attribute,
+			   char *buffer, loff_t offset, size_t size)
+{
+	const size_t limit = GAOL_CONFIG_MAX_MEMORY_REGIONS * MEMORY_LINE;
+	char *text = kvmalloc(limit, GFP_KERNEL);
+	ssize_t done;
+
+	if (!text)
+		return -ENOMEM;
+	done = read_text(buffer, offset, size, text,
+			 gaol_regions_tell(to_cell(kobj), text, limit));
+	kvfree(text);
+	return done;
 }
 
 static struct kobj_attribute name_attribute = __ATTR_RO(name);
@@ -324,8 +342,10 @@ static struct kobj_attribute cpus_failed_attribute = __ATTR_RO(cpus_failed);
 static struct kobj_attribute cpus_failed_list_attribute =
 	__ATTR_RO(cpus_failed_list);
 /* Physical addresses are root's. */
-static struct kobj_attribute memory_attribute =
-	__ATTR(memory, 0400, memory_show, NULL);
+static CONST_BIN_ATTRIBUTE struct bin_attribute memory_attribute = {
+	.attr = { .name = "memory", .mode = 0400 },
+	.read = memory_read,
+};
 
 static struct attribute *cell_attrs[] = {
 	&name_attribute.attr,
@@ -334,10 +354,20 @@ static struct attribute *cell_attrs[] = {
 	&cpus_assigned_list_attribute.attr,
 	&cpus_failed_attribute.attr,
 	&cpus_failed_list_attribute.attr,
-	&memory_attribute.attr,
 	NULL,
 };
-ATTRIBUTE_GROUPS(cell);
+
+static CONST_BIN_ATTRIBUTE struct bin_attribute *CONST_BIN_ATTRIBUTE
+	cell_bin_attrs[] = {
+	&memory_attribute,
+	NULL,
+};
+
+static const struct attribute_group cell_group = {
+	.attrs = cell_attrs,
+	.bin_attrs = cell_bin_attrs,
+};
+__ATTRIBUTE_GROUPS(cell);
 
 static void release_cell(struct kobject *kobj)
 {
@@ -492,12 +522,6 @@ static const struct attribute_group module_group = {
 	.attrs = module_attributes,
 };
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
-#define CONST_BIN_ATTRIBUTE const
-#else
-#define CONST_BIN_ATTRIBUTE
-#endif
-
 static ssize_t public_read(struct file *file, struct kobject *kobj,
 			   CONST_BIN_ATTRIBUTE struct bin_attribute *attribute,
 			   char *buffer, loff_t offset, size_t size)
@@ -519,6 +543,28 @@ static struct bin_attribute public_attribute = {
 	.read = public_read,
 };
 
+static ssize_t
+memory_blocks_read(struct file *file, struct kobject *kobj,
+		   CONST_BIN_ATTRIBUTE struct bin_attribute *attribute,
+		   char *buffer, loff_t offset, size_t size)
+{
+	const size_t limit = GAOL_DRIVER_MAX_MEMORY_BLOCKS * BLOCK_LINE;
+	char *text = kvmalloc(limit, GFP_KERNEL);
+	ssize_t done;
+
+	if (!text)
+		return -ENOMEM;
+	done = read_text(buffer, offset, size, text,
+			 gaol_blocks_tell(text, limit));
+	kvfree(text);
+	return done;
+}
+
+static struct bin_attribute memory_blocks_attribute = {
+	.attr = { .name = "memory_blocks", .mode = 0400 },
+	.read = memory_blocks_read,
+};
+
 int gaol_sysfs_init(void)
 {
 	int error = -ENOMEM;
@@ -536,8 +582,13 @@ int gaol_sysfs_init(void)
 	error = sysfs_create_bin_file(&root->kobj, &public_attribute);
 	if (error)
 		goto group;
+	error = sysfs_create_bin_file(&root->kobj, &memory_blocks_attribute);
+	if (error)
+		goto public;
 	return 0;
 
+public:
+	sysfs_remove_bin_file(&root->kobj, &public_attribute);
 group:
 	sysfs_remove_group(&root->kobj, &module_group);
 cells:
@@ -549,6 +600,7 @@ device:
 
 void gaol_sysfs_exit(void)
 {
+	sysfs_remove_bin_file(&root->kobj, &memory_blocks_attribute);
 	sysfs_remove_bin_file(&root->kobj, &public_attribute);
 	sysfs_remove_group(&root->kobj, &module_group);
 	kobject_put(cells_directory);

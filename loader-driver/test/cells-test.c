@@ -6,128 +6,16 @@
  * Ends with "cells-test: passed", or says what failed. With a second argument it
  * ends with the hypervisor enabled and a cell alive: for a reboot.
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <unistd.h>
+#define PROGRAM "cells-test"
+#include "cells.h"
 
-#include "gaol_abi.h"
-
-#define MIB (1UL << 20)
-#define SYSFS "/sys/devices/gaol/"
 #define CELL_PATH SYSFS "cells/1/"
-#define FAKE "/sys/module/fake_hypervisor/parameters/"
-
-#define CHECK(condition, ...)                                        \
-	do {                                                         \
-		if (!(condition)) {                                  \
-			printf("cells-test: FAILED, line %d: ", __LINE__); \
-			printf(__VA_ARGS__);                         \
-			printf("\n");                                \
-			exit(1);                                     \
-		}                                                    \
-	} while (0)
-
-static int device;
-static unsigned char image[1 << 20];
-static size_t image_size;
 
 static struct {
 	struct gaol_cell_header header;
 	struct gaol_memory_region regions[4];
 	struct gaol_port_range ports[1];
 } __attribute__((packed)) config;
-
-static uint32_t crc(const void *bytes, size_t size, size_t hole)
-{
-	uint32_t value = ~0U;
-
-	for (size_t index = 0; index < size; index++) {
-		value ^= index - hole < 4 ? 0 :
-					    ((const unsigned char *)bytes)[index];
-		for (int bit = 0; bit < 8; bit++)
-			value = value >> 1 ^ (value & 1 ? 0xedb88320 : 0);
-	}
-	return ~value;
-}
-
-static const char *text_of(const char *path)
-{
-	static char text[4096];
-	int file = open(path, O_RDONLY);
-	ssize_t size;
-
-	CHECK(file >= 0, "%s: %m", path);
-	size = read(file, text, sizeof(text) - 1);
-	CHECK(size >= 0, "%s: %m", path);
-	text[size] = 0;
-	close(file);
-	return text;
-}
-
-static int try_to_write(const char *path, const char *text)
-{
-	int file = open(path, O_WRONLY);
-	int result;
-
-	CHECK(file >= 0, "%s: %m", path);
-	result = write(file, text, strlen(text)) < 0 ? -errno : 0;
-	close(file);
-	return result;
-}
-
-static long available_kib(void)
-{
-	const char *line = strstr(text_of("/proc/meminfo"), "MemAvailable:");
-
-	return atol(line + strlen("MemAvailable:"));
-}
-
-static void enable(void)
-{
-	struct gaol_image_header *header = (void *)image;
-	struct gaol_system_header system = {
-		.preamble = { .signature = GAOL_CONFIG_SYSTEM_SIGNATURE,
-			      .revision = GAOL_ABI_REVISION,
-			      .total_size = sizeof(system) },
-		.name = "root",
-		.hypervisor_size = 4 * MIB,
-	};
-	struct gaol_enable_request request = {
-		.revision = GAOL_ABI_REVISION,
-		.image = (uintptr_t)image,
-		.image_size = image_size,
-		.config = (uintptr_t)&system,
-		.config_size = sizeof(system),
-	};
-
-	header->checksum = crc(image, image_size, GAOL_IMAGE_CHECKSUM_OFFSET);
-	system.preamble.checksum =
-		crc(&system, sizeof(system), GAOL_CONFIG_CHECKSUM_OFFSET);
-	CHECK(!ioctl(device, GAOL_IOCTL_ENABLE, &request), "enable: %m, reason %u",
-	      request.outcome.reason);
-	CHECK(request.region_physical && request.region_size == 4 * MIB,
-	      "region %#llx", (unsigned long long)request.region_physical);
-	CHECK(ioctl(device, GAOL_IOCTL_ENABLE, &request) == -1 &&
-		      request.outcome.reason == GAOL_REASON_ALREADY_ENABLED,
-	      "enabled twice");
-}
-
-static int disable(uint32_t flags, struct gaol_outcome *outcome)
-{
-	struct gaol_cell_command command = { .revision = GAOL_ABI_REVISION,
-					     .flags = flags };
-	int result = ioctl(device, GAOL_IOCTL_DISABLE, &command);
-
-	*outcome = command.outcome;
-	return result ? -errno : 0;
-}
 
 static void seal(void)
 {
@@ -206,20 +94,6 @@ static void expect_refusal(const char *what, uint32_t reason)
 	expect_failure(what, reason, "-1");
 }
 
-static int command(unsigned long number, int id, const char *name,
-		   uint32_t flags, uint32_t *reason)
-{
-	struct gaol_cell_command command = { .revision = GAOL_ABI_REVISION,
-					     .flags = flags,
-					     .cell.id = id };
-	int result;
-
-	strncpy((char *)command.cell.name, name, sizeof(command.cell.name) - 1);
-	result = ioctl(device, number, &command) ? -errno : 0;
-	*reason = command.outcome.reason;
-	return result;
-}
-
 static int load(uint64_t target, const void *source, size_t size,
 		uint32_t *reason)
 {
@@ -251,7 +125,8 @@ static void refuse_configurations(void)
 	expect_refusal("signature", GAOL_REASON_CONFIGURATION_INVALID);
 	config.header.preamble.revision++;
 	expect_refusal("revision", GAOL_REASON_CONFIGURATION_REVISION);
-	config.header.memory_region_count = 33;
+	config.header.memory_region_count =
+		GAOL_CONFIG_MAX_MEMORY_REGIONS + 1;
 	expect_refusal("many regions", GAOL_REASON_CONFIGURATION_INVALID);
 	config.header.memory_region_count = -1;
 	expect_refusal("endless regions", GAOL_REASON_CONFIGURATION_INVALID);
@@ -425,15 +300,6 @@ static void live_once(void)
 	CHECK(!strcmp(text_of("/sys/devices/system/cpu/online"), "0-3\n"),
 	      "CPU 1 did not come back");
 	check_mapping(memory);
-}
-
-static void load_image_file(const char *path)
-{
-	FILE *file = fopen(path, "rb");
-
-	CHECK(file, "%s: %m", path);
-	image_size = fread(image, 1, sizeof(image), file);
-	fclose(file);
 }
 
 int main(int count, char **arguments)

@@ -10,12 +10,17 @@
  * /proc/gaol-test/poke    "<kind> <address> [<value>]" written makes one access; kinds: r8 r16 r32 r64 w8 w16 w32 w64
  *                         (physical memory), rdmsr wrmsr (with fix-up), inb inw inl outb outw outl; numbers are
  *                         hexadecimal. A read tells the result: "ok <value>" or "fault".
+ * /proc/gaol-test/hoard   "<start> <end> <stride>" written takes one page of Linux' memory in each stride between the
+ *                         two addresses, which then can't be moved: memory as fragmented as one likes. "0" gives all
+ *                         back. Numbers are hexadecimal. A read tells how many pages are held.
  */
 #include <linux/cpu.h>
 #include <linux/delay.h>
 #include <linux/io.h>
 #include <linux/kernel.h>
 #include <linux/kthread.h>
+#include <linux/memory_hotplug.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/nmi.h>
@@ -394,6 +399,84 @@ static const struct proc_ops poke_operations = {
 	.proc_write = poke_write,
 };
 
+#define MAX_HOARD 16384
+
+/* Later kernels tell the allocator flags in place of the migrate type. */
+#ifdef ACR_FLAGS_NONE
+#define RANGE_KIND ACR_FLAGS_NONE
+#else
+#define RANGE_KIND MIGRATE_MOVABLE
+#endif
+
+static DEFINE_MUTEX(hoard_lock);
+static unsigned long *hoard;
+static unsigned int hoarded;
+
+static void release_hoard(void)
+{
+	while (hoarded)
+		free_contig_range(hoard[--hoarded], 1);
+}
+
+static bool hoard_page(unsigned long pfn)
+{
+	struct page *page = pfn_to_online_page(pfn);
+
+	if (!page || PageReserved(page) || alloc_contig_range(pfn, pfn + 1, RANGE_KIND, GFP_KERNEL | __GFP_NOWARN))
+		return false;
+	hoard[hoarded++] = pfn;
+	return true;
+}
+
+/* Where the first page of a stride can't be had, something else is in the way there, or one of the next is taken. */
+static void hoard_pages(u64 start, u64 end, u64 stride)
+{
+	u64 at, page;
+
+	for (at = start; at < end && hoarded < MAX_HOARD; at += stride)
+		for (page = at; page < at + min_t(u64, stride, 32 * PAGE_SIZE) && page < end; page += PAGE_SIZE)
+			if (hoard_page(PHYS_PFN(page)))
+				break;
+}
+
+static ssize_t hoard_write(struct file *file, const char __user *user, size_t size, loff_t *position)
+{
+	u64 start = 0, end = 0, stride = 0;
+	char text[80];
+
+	if (size >= sizeof(text) || copy_from_user(text, user, size))
+		return -EINVAL;
+	text[size] = 0;
+	if (sscanf(text, "%llx %llx %llx", &start, &end, &stride) == 3 ? stride < PAGE_SIZE : start != 0)
+		return -EINVAL;
+	mutex_lock(&hoard_lock);
+	if (stride)
+		hoard_pages(start, end, stride);
+	else
+		release_hoard();
+	mutex_unlock(&hoard_lock);
+	return size;
+}
+
+static int hoard_show(struct seq_file *file, void *unused)
+{
+	seq_printf(file, "%u\n", hoarded);
+	return 0;
+}
+
+static int hoard_open(struct inode *inode, struct file *file)
+{
+	return single_open(file, hoard_show, NULL);
+}
+
+static const struct proc_ops hoard_operations = {
+	.proc_open = hoard_open,
+	.proc_read = seq_read,
+	.proc_lseek = seq_lseek,
+	.proc_release = single_release,
+	.proc_write = hoard_write,
+};
+
 static struct proc_dir_entry *directory;
 
 static int __init test_init(void)
@@ -402,12 +485,15 @@ static int __init test_init(void)
 
 	if (error)
 		return error;
-	directory = proc_mkdir("gaol-test", NULL);
+	hoard = kvmalloc_array(MAX_HOARD, sizeof(*hoard), GFP_KERNEL);
+	directory = hoard ? proc_mkdir("gaol-test", NULL) : NULL;
 	if (directory && proc_create_single("state", 0400, directory, state_show) &&
 	    proc_create("nmi", 0600, directory, &nmi_operations) &&
-	    proc_create("poke", 0600, directory, &poke_operations))
+	    proc_create("poke", 0600, directory, &poke_operations) &&
+	    proc_create("hoard", 0600, directory, &hoard_operations))
 		return 0;
 	proc_remove(directory);
+	kvfree(hoard);
 	unregister_nmi_handler(NMI_LOCAL, "gaol-test");
 	return -ENOMEM;
 }
@@ -415,6 +501,8 @@ static int __init test_init(void)
 static void __exit test_exit(void)
 {
 	proc_remove(directory);
+	release_hoard();
+	kvfree(hoard);
 	stop_nmis();
 	unregister_nmi_handler(NMI_LOCAL, "gaol-test");
 }
