@@ -118,10 +118,21 @@ impl Source {
     /// # Errors
     /// When it is missing, unreadable, no file, or larger than [`MAX_FILE_SIZE`].
     pub fn read(&self, path: &str) -> Result<Vec<u8>, SourceError> {
-        let content = match &self.place {
-            Place::Live(directory) | Place::Directory(directory) => directory.read(path)?,
-            Place::Tree(tree) => tree.read(path)?.to_vec(),
-        };
+        self.read_filtered(path, |_| ())
+    }
+
+    /// The content of a file after `filter` took away what is nobody's business: that is not recorded either. Filtering
+    /// twice has to be as good as once.
+    ///
+    /// # Errors
+    /// As [`Source::read`].
+    pub fn read_filtered(
+        &self,
+        path: &str,
+        filter: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Vec<u8>, SourceError> {
+        let mut content = self.read_unrecorded(path)?;
+        filter(&mut content);
         if let Some(mut records) = self.lock() {
             records.tree.insert_file(path, content.clone());
         }
@@ -133,8 +144,7 @@ impl Source {
     /// # Errors
     /// As [`Source::read`], and when it is no text.
     pub fn read_text(&self, path: &str) -> Result<String, SourceError> {
-        String::from_utf8(self.read(path)?)
-            .map_err(|_| Problem::garbage(path, "it is not text in UTF-8"))
+        text(path, self.read(path)?)
     }
 
     /// The names in a directory, sorted.
@@ -193,7 +203,7 @@ impl Source {
             Place::Live(_) => registers::live_cpuid(cpu)?,
             Place::Directory(_) | Place::Tree(_) => {
                 let path = registers::cpuid_path(cpu);
-                CpuidDump::parse(&path, &self.text_unrecorded(&path)?)?
+                CpuidDump::parse(&path, &text(&path, self.read_unrecorded(&path)?)?)?
             }
         };
         if let Some(mut records) = self.lock() {
@@ -211,7 +221,7 @@ impl Source {
             Place::Live(_) => registers::live_msr(cpu, index)?,
             Place::Directory(_) | Place::Tree(_) => {
                 let path = registers::msr_path(cpu);
-                registers::find_msr(&path, &self.text_unrecorded(&path)?, index)?
+                registers::find_msr(&path, &text(&path, self.read_unrecorded(&path)?)?, index)?
             }
         };
         if let Some(mut records) = self.lock() {
@@ -227,12 +237,11 @@ impl Source {
         })
     }
 
-    fn text_unrecorded(&self, path: &str) -> Result<String, SourceError> {
-        let content = match &self.place {
-            Place::Live(directory) | Place::Directory(directory) => directory.read(path)?,
-            Place::Tree(tree) => tree.read(path)?.to_vec(),
-        };
-        String::from_utf8(content).map_err(|_| Problem::garbage(path, "it is not text in UTF-8"))
+    fn read_unrecorded(&self, path: &str) -> Result<Vec<u8>, SourceError> {
+        match &self.place {
+            Place::Live(directory) | Place::Directory(directory) => directory.read(path),
+            Place::Tree(tree) => tree.read(path).map(<[u8]>::to_vec),
+        }
     }
 
     fn lock(&self) -> Option<std::sync::MutexGuard<'_, Records>> {
@@ -262,6 +271,10 @@ fn read_bounded(path: &str, reader: impl Read) -> Result<Vec<u8>, SourceError> {
         )),
         false => Ok(content),
     }
+}
+
+fn text(path: &str, content: Vec<u8>) -> Result<String, SourceError> {
+    String::from_utf8(content).map_err(|_| Problem::garbage(path, "it is not text in UTF-8"))
 }
 
 /// The names that a path consists of.

@@ -87,6 +87,12 @@ impl CpuidDump {
         }
     }
 
+    /// A view with names for most of what is in it.
+    #[must_use]
+    pub fn decoded(&self) -> CpuId<impl Fn(u32, u32) -> CpuIdResult + Clone + '_> {
+        CpuId::with_cpuid_reader(self.reader())
+    }
+
     /// Asks everything of `ask`.
     fn take(ask: impl Fn(u32, u32) -> CpuIdResult) -> Self {
         let mut dump = Self::default();
@@ -265,13 +271,4 @@ pub(super) fn find_msr(path: &str, text: &str, index: u32) -> Result<Option<u64>
             "Collect it anew with this version of gaol.",
         )
     })
-}
-
-/// What `raw_cpuid` makes of a dump.
-impl CpuidDump {
-    /// A view with names for most of what is in it.
-    #[must_use]
-    pub fn decoded(&self) -> CpuId<impl Fn(u32, u32) -> CpuIdResult + Clone + '_> {
-        CpuId::with_cpuid_reader(self.reader())
-    }
 }
