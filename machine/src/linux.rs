@@ -9,48 +9,12 @@ const CONSOLES: &str = "/proc/consoles";
 const COMMAND_LINE: &str = "/proc/cmdline";
 const SERIAL: &str = "/proc/tty/driver/serial";
 
-/// The parameters of the kernel that mean something to Gaol. Others may hold secrets, and are neither kept nor collected.
-const PARAMETERS: [&str; 24] = [
-    "amd_iommu",
-    "console",
-    "earlycon",
-    "earlyprintk",
-    "hpet",
-    "idle",
-    "intel_iommu",
-    "intel_idle.max_cstate",
-    "intremap",
-    "iommu",
-    "isolcpus",
-    "maxcpus",
-    "mem",
-    "memmap",
-    "mitigations",
-    "nmi_watchdog",
-    "no_timer_check",
-    "nohz_full",
-    "nopti",
-    "nosmt",
-    "nox2apic",
-    "pci",
-    "processor.max_cstate",
-    "tsc",
-];
-
 /// Linux' parameters that mean something to Gaol, as they stand on its command line: "memmap=4M$0x3f000000".
 ///
 /// # Errors
 /// When they can't be read.
 pub fn parameters(source: &Source) -> Result<Vec<String>, Problem> {
-    let kept = source.read_filtered(COMMAND_LINE, |content| {
-        let text = String::from_utf8_lossy(content).into_owned();
-        let words = text.split_whitespace().filter(|word| {
-            let name = word.split_once('=').map_or(*word, |(name, _)| name);
-            PARAMETERS.contains(&name)
-        });
-        *content = words.collect::<Vec<_>>().join(" ").into_bytes();
-    })?;
-    let text = String::from_utf8_lossy(&kept);
+    let text = source.read_text(COMMAND_LINE)?;
     Ok(text.split_whitespace().map(str::to_owned).collect())
 }
 
@@ -172,24 +136,6 @@ fn parse_serial(line: &str) -> Option<SerialPort> {
 mod tests {
     use super::*;
     use crate::source::Tree;
-
-    #[test]
-    fn only_known_parameters_are_kept_and_recorded() {
-        let mut tree = Tree::default();
-        tree.insert_file(
-            "/proc/cmdline",
-            "BOOT_IMAGE=/vmlinuz root=UUID=1234 console=ttyS0,115200 password=secret memmap=4M$0x3f000000 nosmt\n",
-        );
-        let source = Source::tree(tree).recording();
-        let expected = ["console=ttyS0,115200", "memmap=4M$0x3f000000", "nosmt"];
-        assert_eq!(parameters(&source).unwrap(), expected);
-        let recorded = source.recorded();
-        assert_eq!(
-            recorded.read("/proc/cmdline").unwrap(),
-            expected.join(" ").as_bytes()
-        );
-        assert_eq!(parameters(&Source::tree(recorded)).unwrap(), expected);
-    }
 
     #[test]
     fn serial_ports_are_those_of_the_driver() {

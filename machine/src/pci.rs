@@ -3,7 +3,7 @@
 //! Invariants: functions are sorted by address; lists of capabilities end, whatever they hold; every function is in
 //! exactly one group.
 
-mod capabilities;
+pub(crate) mod capabilities;
 mod groups;
 mod read;
 

@@ -1,9 +1,11 @@
 //! Where facts come from: the running machine, a directory that mirrors one, or a collection in a tar file.
 //!
 //! Invariants: paths are as on the machine and never lead out of the root; nothing is read without a bound; a source that
-//! records notes all that is read through it, so that what is collected can't differ from what is read.
+//! records notes all that is read through it, so that what is collected can't differ from what is read; secrets and
+//! serial numbers are not read at all.
 
 mod directory;
+mod private;
 mod registers;
 mod tree;
 
@@ -121,8 +123,8 @@ impl Source {
         self.read_filtered(path, |_| ())
     }
 
-    /// The content of a file after `filter` took away what is nobody's business: that is not recorded either. Filtering
-    /// twice has to be as good as once.
+    /// The content of a file after `filter` took away what changes from one reading to the next: that is not recorded
+    /// either. Filtering twice has to be as good as once.
     ///
     /// # Errors
     /// As [`Source::read`].
@@ -132,6 +134,7 @@ impl Source {
         filter: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Vec<u8>, SourceError> {
         let mut content = self.read_unrecorded(path)?;
+        private::filter(path, &mut content);
         filter(&mut content);
         if let Some(mut records) = self.lock() {
             records.tree.insert_file(path, content.clone());

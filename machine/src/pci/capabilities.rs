@@ -132,7 +132,7 @@ fn long(config: &[u8], offset: usize) -> Option<u32> {
 }
 
 /// Takes away what identifies one single device: its serial number.
-pub(super) fn scrub(config: &mut [u8]) {
+pub(crate) fn scrub(config: &mut [u8]) {
     for (id, _, offset) in extended(config).unwrap_or_default() {
         if id == SERIAL_NUMBER
             && let Some(number) = config.get_mut(offset + 4..offset + 12)

@@ -1,6 +1,5 @@
 //! Reading functions from what Linux shows below /sys/bus/pci.
 
-use super::capabilities::scrub;
 use super::{Address, Bar, BarKind, Bridge, Capabilities, Function, Pci};
 use crate::problem::{Kind, Problem, optional};
 use crate::source::Source;
@@ -70,7 +69,7 @@ fn read_function(
 ) -> Result<(Function, Option<u32>), Problem> {
     let directory = format!("{DEVICES}/{name}");
     let path = format!("{directory}/config");
-    let config = source.read_filtered(&path, |config| scrub(config))?;
+    let config = source.read(&path)?;
     let mut function = parse_config(&path, address, &config)?;
     // Virtual functions have no ids of their own in configuration space.
     for (id, file) in [
