@@ -21,12 +21,16 @@ pub const MAX_CELL_SIZE: u64 = 16 << 10;
 pub const MAX_MEMORY_REGIONS: usize = 64;
 /// Most port ranges of a cell, and of a strict root cell.
 pub const MAX_PORT_RANGES: usize = 64;
-/// Most MSRs that a cell, or a strict root cell, gets besides those that all cells have.
+/// Most MSRs that a cell gets besides those that all cells have.
 pub const MAX_MSRS: usize = 32;
+/// Most MSRs that a strict root cell may write to besides those that all cells have.
+pub const MAX_ROOT_MSRS: usize = 128;
 /// Most interrupts of a cell.
 pub const MAX_INTERRUPTS: usize = 64;
 /// Most PCI functions of a cell.
 pub const MAX_DEVICES: usize = 32;
+/// Interrupt vectors that a PCI function gets at the most when the configuration does not say how many.
+pub const DEFAULT_DEVICE_VECTORS: u16 = 32;
 /// Most ranges of addresses in the description of a machine.
 pub const MAX_MACHINE_RANGES: usize = 256;
 /// Most PCI functions in the description of a machine.
@@ -367,7 +371,7 @@ pub struct AssignedDevice {
     pub segment: u16,
     /// Bus << 8 | device << 3 | function.
     pub function: u16,
-    /// Interrupt vectors (MSI or MSI-X) that it may use.
+    /// Interrupt vectors (MSI or MSI-X) that it may use; 0: as many as it has, up to [`DEFAULT_DEVICE_VECTORS`].
     pub vectors: u16,
     /// Zero.
     pub reserved: u16,

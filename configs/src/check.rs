@@ -6,28 +6,29 @@
 use crate::compile::{Cell, System};
 use crate::cpu_set::CpuSet;
 use crate::explain::explain;
-use crate::ledger::{Ledger, MAX_IO_APICS, Machine, Placement};
+use crate::ledger::{Ledger, Machine, Placement};
 use crate::problem::Problem;
 
-/// Any machine: all CPUs that Gaol supports, 48 bits of physical address, no IOAPIC at an unusual place.
+/// Any machine: all CPUs that Gaol supports, 48 bits of physical address, nothing else known.
 #[must_use]
-pub fn any_machine() -> Machine {
+pub fn any_machine() -> Machine<'static> {
     Machine {
         cpus: CpuSet::first(gaol_abi::MAX_CPUS as u32),
         physical_limit: 1 << 48,
         hypervisor: None,
-        io_apics: [None; MAX_IO_APICS],
         hypervisor_ports: None,
+        system: None,
     }
 }
 
 /// `machine` with what the system configuration says of the hypervisor.
 #[must_use]
-pub fn with_system(machine: Machine, system: &System) -> Machine {
+pub fn with_system<'a>(machine: Machine<'a>, system: &'a System) -> Machine<'a> {
     let view = system.view();
     Machine {
         hypervisor: view.hypervisor_memory(),
         hypervisor_ports: view.hypervisor_ports(),
+        system: Some(view),
         ..machine
     }
 }
@@ -35,7 +36,7 @@ pub fn with_system(machine: Machine, system: &System) -> Machine {
 /// Checks the cells together, in their order, as if they were created one after the other. Returns one problem for each
 /// cell that could not be; the ones after it are judged without it.
 #[must_use]
-pub fn check(machine: Machine, system: &System, cells: &[Cell]) -> Vec<Problem> {
+pub fn check(machine: Machine<'_>, system: &System, cells: &[Cell]) -> Vec<Problem> {
     let machine = with_system(machine, system);
     let mut ledger = Ledger::new();
     ledger.name_root(&system.view().header().name);
@@ -47,7 +48,7 @@ pub fn check(machine: Machine, system: &System, cells: &[Cell]) -> Vec<Problem> 
 ///
 /// # Errors
 /// What speaks against it; the ledger has not changed then.
-pub fn add(ledger: &mut Ledger, machine: &Machine, cell: &Cell) -> Result<(), Problem> {
+pub fn add(ledger: &mut Ledger, machine: &Machine<'_>, cell: &Cell) -> Result<(), Problem> {
     let view = cell.view();
     ledger
         .check_with(machine, &view, Placement::Open)
@@ -58,10 +59,14 @@ pub fn add(ledger: &mut Ledger, machine: &Machine, cell: &Cell) -> Result<(), Pr
         .map_err(|refusal| explain(refusal, cell, ledger, machine))
 }
 
-/// Checks what can be checked of a cell without knowing the machine.
+/// Checks what can be checked of a cell that is the only one, on any machine or on that of `system`.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn check_alone(cell: &Cell) -> Result<(), Problem> {
-    add(&mut Ledger::new(), &any_machine(), cell)
+pub(crate) fn check_alone(cell: &Cell, system: Option<&System>) -> Result<(), Problem> {
+    let machine = match system {
+        Some(system) => with_system(any_machine(), system),
+        None => any_machine(),
+    };
+    add(&mut Ledger::new(), &machine, cell)
 }

@@ -20,10 +20,10 @@ pub mod encode;
 #[cfg(feature = "std")]
 pub mod explain;
 #[cfg(feature = "std")]
-pub mod jailhouse;
-#[cfg(feature = "std")]
 pub mod json_schema;
 pub mod ledger;
+#[cfg(feature = "std")]
+pub mod pci;
 #[cfg(feature = "std")]
 pub mod problem;
 #[cfg(feature = "std")]

@@ -66,6 +66,12 @@ impl Problem {
         self.reason
     }
 
+    /// The bytes of the file that are underlined.
+    #[must_use]
+    pub fn place(&self) -> Option<&Place> {
+        self.label.as_ref().map(|(place, _)| place)
+    }
+
     /// Name of the file.
     #[must_use]
     pub fn file(&self) -> &str {

@@ -21,6 +21,11 @@ pub struct Milliseconds(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address(pub u64);
 
+/// Bits of a 64-bit register: an integer, or a string with a hexadecimal number, since the integers of TOML end at 63
+/// bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mask(pub u64);
+
 /// The number of a CPU, a port or a count: an integer that is not negative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Number(pub u64);
@@ -69,6 +74,16 @@ impl Milliseconds {
     pub fn parse(text: &str) -> Option<Self> {
         let milliseconds = with_unit(text, &TIME_UNITS)?;
         u32::try_from(milliseconds).ok().map(Self)
+    }
+}
+
+impl Mask {
+    /// Reads `"0x8000000000000000"`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix("0x")?;
+        let is_number = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_number.then(|| u64::from_str_radix(digits, 16).ok().map(Self))?
     }
 }
 
@@ -121,6 +136,7 @@ deserialize! {
     Size: "a size such as \"64 MiB\", \"4 KiB\" or a number of bytes", |value| Some(Size(value)), Size::parse;
     Milliseconds: "a time such as \"10 s\" or \"500 ms\"", |_| None, Milliseconds::parse;
     Address: "an address such as 0x100000", |value| Some(Address(value)), |_| None;
+    Mask: "bits such as 0xff or \"0x8000000000000000\"", |value| Some(Mask(value)), Mask::parse;
     Number: "a number that is not negative", |value| Some(Number(value)), |_| None;
 }
 
@@ -153,6 +169,13 @@ json_schemas! {
         "pattern": "^[0-9]+ ?(ms|s|min)$",
     };
     Address: { "description": "An address, for instance 0x100000", "type": "integer", "minimum": 0 };
+    Mask: {
+        "description": "Bits of a 64-bit register, for instance 0xff or \"0x8000000000000000\"",
+        "anyOf": [
+            { "type": "string", "pattern": "^0x[0-9a-fA-F]{1,16}$" },
+            { "type": "integer", "minimum": 0 },
+        ],
+    };
     Number: { "description": "A number that is not negative", "type": "integer", "minimum": 0 };
 }
 
@@ -199,6 +222,15 @@ mod tests {
         assert_eq!(Milliseconds::parse("2 min"), Some(Milliseconds(120_000)));
         for text in ["10", "10 sec", "1.5 s", "4294967296 ms"] {
             assert_eq!(Milliseconds::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn masks_reach_to_bit_63() {
+        assert_eq!(Mask::parse("0x8000000000000000"), Some(Mask(1 << 63)));
+        assert_eq!(Mask::parse("0xfF"), Some(Mask(255)));
+        for text in ["", "0x", "ff", "0x+1", "0x10000000000000000", "0xg"] {
+            assert_eq!(Mask::parse(text), None, "{text}");
         }
     }
 

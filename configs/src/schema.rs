@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use crate::quantity::{Address, Milliseconds, Number, Size};
+use crate::quantity::{Address, Mask, Milliseconds, Number, Size};
 
 pub use crate::schema_system::*;
 
@@ -208,9 +208,9 @@ pub struct MsrTable {
     /// "r", "w" or "rw"; "r" by default.
     #[schemars(with = "Option<String>")]
     pub access: Option<Spanned<String>>,
-    /// Bits that a write may change; all by default.
-    #[schemars(with = "Option<Address>")]
-    pub write_mask: Option<Spanned<Address>>,
+    /// Bits that a write may change; all by default. A mask with bit 63 is written as a string: "0x8000000000000000".
+    #[schemars(with = "Option<Mask>")]
+    pub write_mask: Option<Spanned<Mask>>,
     /// Whether each logical processor has a register of its own, so that several cells may write to theirs.
     #[serde(default)]
     pub per_cpu: bool,

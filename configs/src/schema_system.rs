@@ -143,17 +143,23 @@ pub struct MachineTable {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct CpuTable {
     /// APIC id.
-    pub apic_id: Number,
+    #[schemars(with = "Number")]
+    pub apic_id: Spanned<Number>,
     /// Package; 0 by default.
-    pub package: Option<Number>,
+    #[schemars(with = "Option<Number>")]
+    pub package: Option<Spanned<Number>>,
     /// Core, numbered across all packages.
-    pub core: Number,
-    /// Level-2 cache; by default the core's own.
-    pub l2: Option<Number>,
-    /// Level-3 cache; by default the package's own.
-    pub l3: Option<Number>,
+    #[schemars(with = "Number")]
+    pub core: Spanned<Number>,
+    /// Level-2 cache; by default the number of the core: each has its own. Given for all CPUs or for none.
+    #[schemars(with = "Option<Number>")]
+    pub l2: Option<Spanned<Number>>,
+    /// Level-3 cache; by default the number of the package: each has its own. Given for all CPUs or for none.
+    #[schemars(with = "Option<Number>")]
+    pub l3: Option<Spanned<Number>>,
     /// NUMA node; 0 by default.
-    pub node: Option<Number>,
+    #[schemars(with = "Option<Number>")]
+    pub node: Option<Spanned<Number>>,
     /// Whether system management interrupts were seen.
     #[serde(default)]
     pub smis: bool,
@@ -164,9 +170,11 @@ pub struct CpuTable {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct RangeTable {
     /// First address.
-    pub at: Address,
+    #[schemars(with = "Address")]
+    pub at: Spanned<Address>,
     /// Bytes.
-    pub size: Size,
+    #[schemars(with = "Size")]
+    pub size: Spanned<Size>,
 }
 
 /// An entry of `machine.ram`.
@@ -174,11 +182,14 @@ pub struct RangeTable {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct RamTable {
     /// First address.
-    pub at: Address,
+    #[schemars(with = "Address")]
+    pub at: Spanned<Address>,
     /// Bytes.
-    pub size: Size,
+    #[schemars(with = "Size")]
+    pub size: Spanned<Size>,
     /// NUMA node; 0 by default.
-    pub node: Option<Number>,
+    #[schemars(with = "Option<Number>")]
+    pub node: Option<Spanned<Number>>,
 }
 
 /// An entry of `machine.io-apics`.
@@ -186,11 +197,14 @@ pub struct RamTable {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct IoApicTable {
     /// Address of its registers.
-    pub at: Address,
+    #[schemars(with = "Address")]
+    pub at: Spanned<Address>,
     /// Global system interrupt of its first pin.
-    pub first: Number,
+    #[schemars(with = "Number")]
+    pub first: Spanned<Number>,
     /// Number of its pins; 24 by default.
-    pub pins: Option<Number>,
+    #[schemars(with = "Option<Number>")]
+    pub pins: Option<Spanned<Number>>,
 }
 
 /// An entry of `machine.pci-configuration`.
@@ -198,13 +212,17 @@ pub struct IoApicTable {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct PciConfigurationTable {
     /// Address of the first bus' configuration space; each bus has 1 MiB.
-    pub at: Address,
+    #[schemars(with = "Address")]
+    pub at: Spanned<Address>,
     /// PCI segment group; 0 by default.
-    pub segment: Option<Number>,
+    #[schemars(with = "Option<Number>")]
+    pub segment: Option<Spanned<Number>>,
     /// First bus; 0 by default.
-    pub first_bus: Option<Number>,
+    #[schemars(with = "Option<Number>")]
+    pub first_bus: Option<Spanned<Number>>,
     /// Last bus.
-    pub last_bus: Number,
+    #[schemars(with = "Number")]
+    pub last_bus: Spanned<Number>,
 }
 
 /// An entry of `machine.devices`: a PCI function.
@@ -212,21 +230,27 @@ pub struct PciConfigurationTable {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct FunctionTable {
     /// Address, "0000:00:03.0".
-    pub address: String,
+    #[schemars(with = "String")]
+    pub address: Spanned<String>,
     /// Vendor and device id, "8086:100e".
-    pub id: String,
+    #[schemars(with = "String")]
+    pub id: Spanned<String>,
     /// Functions with the same group can't be kept from reaching each other: they belong to one cell.
-    pub group: Number,
+    #[schemars(with = "Number")]
+    pub group: Spanned<Number>,
     /// Whether it is a bridge, which stays with the root cell.
     #[serde(default)]
     pub bridge: bool,
     /// Interrupt vectors of its MSI capability; none by default.
-    pub msi: Option<Number>,
+    #[schemars(with = "Option<Number>")]
+    pub msi: Option<Spanned<Number>>,
     /// Entries of its MSI-X table; none by default.
-    pub msi_x: Option<Number>,
+    #[schemars(with = "Option<Number>")]
+    pub msi_x: Option<Spanned<Number>>,
     /// Base address registers.
     #[serde(default)]
-    pub bars: Vec<BarTable>,
+    #[schemars(with = "Vec<BarTable>")]
+    pub bars: Vec<Spanned<BarTable>>,
 }
 
 /// A base address register.
@@ -234,13 +258,16 @@ pub struct FunctionTable {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct BarTable {
     /// Number of the register, 0 to 5.
-    pub number: Number,
+    #[schemars(with = "Number")]
+    pub number: Spanned<Number>,
     /// What it is.
     pub kind: BarKind,
     /// Its address or first port.
-    pub at: Address,
+    #[schemars(with = "Address")]
+    pub at: Spanned<Address>,
     /// Bytes, or ports.
-    pub size: Size,
+    #[schemars(with = "Size")]
+    pub size: Spanned<Size>,
     /// Whether the memory is prefetchable.
     #[serde(default)]
     pub prefetchable: bool,
