@@ -59,14 +59,10 @@ pub fn add(ledger: &mut Ledger, machine: &Machine<'_>, cell: &Cell) -> Result<()
         .map_err(|refusal| explain(refusal, cell, ledger, machine))
 }
 
-/// Checks what can be checked of a cell that is the only one, on any machine or on that of `system`.
+/// Checks what can be checked of a cell without knowing the machine.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn check_alone(cell: &Cell, system: Option<&System>) -> Result<(), Problem> {
-    let machine = match system {
-        Some(system) => with_system(any_machine(), system),
-        None => any_machine(),
-    };
-    add(&mut Ledger::new(), &machine, cell)
+pub(crate) fn check_alone(cell: &Cell) -> Result<(), Problem> {
+    add(&mut Ledger::new(), &any_machine(), cell)
 }

@@ -18,7 +18,7 @@ const LET_LINUX_CHOOSE: &str =
 
 /// The refusal of `cell` by `ledger` as a problem of the cell's file.
 #[must_use]
-pub fn explain(refusal: Refusal, cell: &Cell, ledger: &Ledger, machine: &Machine) -> Problem {
+pub fn explain(refusal: Refusal, cell: &Cell, ledger: &Ledger, machine: &Machine<'_>) -> Problem {
     let explainer = Explainer {
         refusal,
         cell,
@@ -52,7 +52,7 @@ struct Explainer<'a> {
     refusal: Refusal,
     cell: &'a Cell,
     ledger: &'a Ledger,
-    machine: &'a Machine,
+    machine: &'a Machine<'a>,
 }
 
 /// Message, label, remedy.

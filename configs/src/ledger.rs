@@ -23,11 +23,8 @@ use gaol_abi::outcome::Reason;
 use gaol_abi::{MAX_CELLS, NAME_LENGTH, PAGE_SIZE};
 
 use crate::address::{GuestPhysical, HostPhysical, Range};
-use crate::binary::{CellView, Refusal, guest_range, name_text, physical_range};
+use crate::binary::{CellView, Refusal, SystemView, guest_range, name_text, physical_range};
 use crate::cpu_set::CpuSet;
-
-/// Most IOAPICs of a [`Machine`].
-pub const MAX_IO_APICS: usize = 8;
 
 /// Where each CPU finds its APIC, in the host's and in the cells' physical memory.
 pub const APIC_PAGE: u64 = 0xfee0_0000;
@@ -54,17 +51,17 @@ impl CellId {
 
 /// What the ledger must know of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Machine {
+pub struct Machine<'a> {
     /// CPUs that exist and that the hypervisor runs on.
     pub cpus: CpuSet,
     /// First address that no CPU can form: two to the width of physical addresses, 2^48 at the most.
     pub physical_limit: u64,
     /// The hypervisor's memory; `None` as long as its place is not known.
     pub hypervisor: Option<Range<HostPhysical>>,
-    /// Registers of IOAPICs outside [`IO_APIC_WINDOW`].
-    pub io_apics: [Option<HostPhysical>; MAX_IO_APICS],
     /// Ports that the hypervisor uses itself.
     pub hypervisor_ports: Option<PortRange>,
+    /// The system configuration. When it describes the machine, what it does not name does not exist.
+    pub system: Option<SystemView<'a>>,
 }
 
 /// Whether all memory must have its place in the machine already.
@@ -251,7 +248,7 @@ impl Ledger {
     ///
     /// # Errors
     /// The first thing that speaks against it.
-    pub fn check(&self, machine: &Machine, cell: &CellView<'_>) -> Result<(), Refusal> {
+    pub fn check(&self, machine: &Machine<'_>, cell: &CellView<'_>) -> Result<(), Refusal> {
         self.check_with(machine, cell, Placement::Complete)
     }
 
@@ -261,7 +258,7 @@ impl Ledger {
     /// The first thing that speaks against it.
     pub fn check_with(
         &self,
-        machine: &Machine,
+        machine: &Machine<'_>,
         cell: &CellView<'_>,
         placement: Placement,
     ) -> Result<(), Refusal> {
@@ -278,7 +275,20 @@ impl Ledger {
         check_reset_address(cell)
     }
 
-    fn check_cpus(&self, machine: &Machine, cpus: CpuSet) -> Result<(), Refusal> {
+    /// Visits everything that speaks against creating `cell` now, the first what [`Ledger::check_with`] returns.
+    pub fn faults(
+        &self,
+        machine: &Machine<'_>,
+        cell: &CellView<'_>,
+        placement: Placement,
+        found: &mut dyn FnMut(Refusal),
+    ) {
+        if let Err(refusal) = self.check_with(machine, cell, placement) {
+            found(refusal);
+        }
+    }
+
+    fn check_cpus(&self, machine: &Machine<'_>, cpus: CpuSet) -> Result<(), Refusal> {
         if cpus.is_empty() {
             return Err(Refusal::new(Reason::NoCpu, 0));
         }
@@ -299,7 +309,7 @@ impl Ledger {
 
     fn check_memory_owners(
         &self,
-        machine: &Machine,
+        machine: &Machine<'_>,
         regions: &[MemoryRegion],
     ) -> Result<(), Refusal> {
         for region in regions {
@@ -322,7 +332,7 @@ impl Ledger {
         Ok(())
     }
 
-    fn check_ports(&self, machine: &Machine, ranges: &[PortRange]) -> Result<(), Refusal> {
+    fn check_ports(&self, machine: &Machine<'_>, ranges: &[PortRange]) -> Result<(), Refusal> {
         let mut earlier: &[PortRange] = &[];
         for (index, range) in ranges.iter().enumerate() {
             let refuse = |reason| Err(Refusal::new(reason, u64::from(range.first)));
@@ -408,7 +418,10 @@ pub fn ports_overlap(first: PortRange, second: PortRange) -> bool {
     }
 }
 
-fn check_hypervisors_memory(machine: &Machine, range: Range<HostPhysical>) -> Result<(), Refusal> {
+fn check_hypervisors_memory(
+    machine: &Machine<'_>,
+    range: Range<HostPhysical>,
+) -> Result<(), Refusal> {
     if let Some(address) = machine
         .hypervisor
         .and_then(|hypervisor| range.first_common(hypervisor))
@@ -419,12 +432,7 @@ fn check_hypervisors_memory(machine: &Machine, range: Range<HostPhysical>) -> Re
         Range::new(HostPhysical(APIC_PAGE), PAGE_SIZE),
         Range::new(HostPhysical(IO_APIC_WINDOW), IO_APIC_WINDOW_SIZE),
     ];
-    let page = |page: HostPhysical| Range::new(HostPhysical(page.0 & !(PAGE_SIZE - 1)), PAGE_SIZE);
-    let others = machine
-        .io_apics
-        .into_iter()
-        .map(|io_apic| io_apic.and_then(page));
-    for registers in fixed.into_iter().chain(others) {
+    for registers in fixed {
         if let Some(address) = registers.and_then(|registers| range.first_common(registers)) {
             return Err(Refusal::new(Reason::MemoryIsInterruptController, address.0));
         }
@@ -434,7 +442,7 @@ fn check_hypervisors_memory(machine: &Machine, range: Range<HostPhysical>) -> Re
 
 /// Checks each region, and all of them against each other.
 fn check_regions(
-    machine: &Machine,
+    machine: &Machine<'_>,
     regions: &[MemoryRegion],
     placement: Placement,
 ) -> Result<(), Refusal> {
@@ -494,7 +502,7 @@ pub fn flags_are_sound(flags: u64) -> bool {
 }
 
 /// Whether address and size of a region are possible, the region taken alone.
-fn place_is_sound(machine: &Machine, region: &MemoryRegion, placement: Placement) -> bool {
+fn place_is_sound(machine: &Machine<'_>, region: &MemoryRegion, placement: Placement) -> bool {
     if (region.physical | region.guest | region.size) & (PAGE_SIZE - 1) != 0 {
         return false;
     }

@@ -30,7 +30,7 @@ pub struct Machinery {
     /// Free frames.
     pub pool: FramePool<'static>,
     /// The machine as the ledger must know it.
-    pub machine: Machine,
+    pub machine: Machine<'static>,
     /// The root cell's EPT.
     pub root_ept: PageTable<Ept>,
     /// The root cell's port bitmaps.

@@ -101,7 +101,7 @@ fn created_report(created: Created, name: &str, cpus: CpuSet) -> Report {
 }
 
 /// What module and sysfs tell of the machine and of the cells that exist. The ports of others are not known here.
-fn known_owners(host: &Host) -> (Ledger, Machine) {
+fn known_owners(host: &Host) -> (Ledger, Machine<'static>) {
     let hypervisor = host.sysfs.region();
     let machine = Machine {
         cpus: host
@@ -163,7 +163,7 @@ fn creation_failure(
     error: DeviceError,
     cell: &Cell,
     ledger: &Ledger,
-    machine: &Machine,
+    machine: &Machine<'_>,
 ) -> Failure {
     use gaol_abi::outcome::Reason;
 

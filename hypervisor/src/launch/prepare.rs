@@ -277,7 +277,7 @@ fn set_far(
     Ok(())
 }
 
-fn machine(parameters: &LaunchParameters, view: &SystemView<'_>) -> Machine {
+fn machine(parameters: &LaunchParameters, view: &SystemView<'static>) -> Machine<'static> {
     Machine {
         cpus: CpuSet::first(parameters.cpu_count),
         physical_limit: 1u64.checked_shl(physical_bits().min(48)).unwrap_or(1 << 48),
@@ -285,7 +285,7 @@ fn machine(parameters: &LaunchParameters, view: &SystemView<'_>) -> Machine {
             gaol_config::address::HostPhysical(parameters.region_physical),
             parameters.region_size,
         ),
-        io_apics: [None; gaol_config::ledger::MAX_IO_APICS],
         hypervisor_ports: view.hypervisor_ports(),
+        system: Some(*view),
     }
 }
