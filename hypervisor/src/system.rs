@@ -13,6 +13,7 @@ use gaol_config::ledger::{Ledger, Machine};
 use spin::mutex::SpinMutex;
 
 use crate::cell::Cell;
+use crate::cell::root::RootShare;
 use crate::error::Failure;
 use crate::memory::address::HostPhysical;
 use crate::memory::frames::{Frame, FramePool, OutOfFrames};
@@ -183,6 +184,19 @@ pub fn set_far(far: Far) {
 #[must_use]
 pub fn far() -> Option<&'static Far> {
     FAR.get()
+}
+
+static ROOT_SHARE: spin::Once<RootShare<'static>> = spin::Once::new();
+
+/// Sets what [`root_share`] returns, once at launch.
+pub fn set_root_share(share: RootShare<'static>) {
+    ROOT_SHARE.call_once(|| share);
+}
+
+/// What the root may have.
+#[must_use]
+pub fn root_share() -> Option<&'static RootShare<'static>> {
+    ROOT_SHARE.get()
 }
 
 /// Attributes of the root's own memory.

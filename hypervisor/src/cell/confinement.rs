@@ -4,6 +4,7 @@
 
 use gaol_abi::config::{MSR_READ, MSR_WRITE, MsrAccess, PortRange};
 
+use super::root::RootShare;
 use crate::device::apic::register;
 use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
 use crate::processor::msr;
@@ -89,9 +90,17 @@ const CONFIG_PORTS: PortRange = PortRange {
     count: 8,
 };
 
-/// Fills the root's MSR bitmap.
-pub fn fill_root_msrs(bitmap: &mut MsrBitmap) {
+/// Fills the root's MSR bitmap. A strict root may read what another may, and write what all cells may and what is listed.
+pub fn fill_root_msrs(bitmap: &mut MsrBitmap, share: &RootShare<'_>) {
     bitmap.allow_all();
+    if share.is_strict() {
+        for register in MsrBitmap::covered() {
+            let is_common = CELL_OWN.contains(&register) || is_x2apic(register);
+            if !is_common && share.write_mask(register) != u64::MAX {
+                bitmap.intercept_write(register);
+            }
+        }
+    }
     ROOT_READS
         .into_iter()
         .flatten()
@@ -128,9 +137,21 @@ pub fn fill_cell_msrs(bitmap: &mut MsrBitmap, more: &[MsrAccess]) {
     }
 }
 
-/// Fills the root's port bitmaps: all ports but the moderated ones and the console's.
-pub fn fill_root_ports(bitmaps: &mut PortBitmaps, console: Option<PortRange>) {
+const fn is_x2apic(register: u32) -> bool {
+    register.wrapping_sub(msr::X2APIC) < 0x40
+}
+
+/// Fills the root's port bitmaps: all ports that it may have but the moderated ones and the console's.
+pub fn fill_root_ports(
+    bitmaps: &mut PortBitmaps,
+    share: &RootShare<'_>,
+    console: Option<PortRange>,
+) {
     bitmaps.allow_all();
+    if share.is_strict() {
+        let foreign = (0..=u16::MAX).filter(|port| !share.has_port(*port));
+        foreign.for_each(|port| bitmaps.intercept(port, 1));
+    }
     bitmaps.intercept(CONFIG_PORTS.first, CONFIG_PORTS.count);
     if let Some(range) = console {
         bitmaps.intercept(range.first, range.count);
@@ -151,10 +172,62 @@ mod tests {
 
     use super::*;
 
+    /// What a root cell gets by default.
+    fn leftover() -> RootShare<'static> {
+        static SYSTEM: std::sync::LazyLock<gaol_config::System> =
+            std::sync::LazyLock::new(gaol_config::System::built_in);
+        RootShare::new(SYSTEM.view())
+    }
+
+    #[test]
+    fn a_strict_root_writes_what_is_listed() {
+        let mut system = gaol_config::encode::System {
+            flags: gaol_abi::config::SYSTEM_STRICT_ROOT,
+            root_msrs: std::vec![
+                MsrAccess {
+                    msr: 0x1b0,
+                    flags: MSR_WRITE,
+                    write_mask: u64::MAX,
+                },
+                MsrAccess {
+                    msr: 0x1a0,
+                    flags: MSR_WRITE,
+                    write_mask: 1,
+                },
+            ],
+            ..gaol_config::encode::System::default()
+        };
+        system.header.name = gaol_config::encode::name("root").unwrap();
+        system.header.hypervisor_size = 4 << 20;
+        let binary = system.encode();
+        let view = gaol_config::SystemView::parse(binary.bytes()).unwrap();
+        let mut bitmap = std::boxed::Box::new(MsrBitmap::new());
+        fill_root_msrs(&mut bitmap, &RootShare::new(view));
+        let mut usual = std::boxed::Box::new(MsrBitmap::new());
+        fill_root_msrs(&mut usual, &leftover());
+        for register in (0..=0x1fffu32).chain(0xc000_0000..=0xc000_1fff) {
+            assert_eq!(
+                bitmap.intercepts_read(register),
+                usual.intercepts_read(register)
+            );
+            let is_listed = CELL_OWN.contains(&register)
+                || (0x800..0x840).contains(&register)
+                || register == 0x1b0;
+            assert_eq!(
+                bitmap.intercepts_write(register),
+                usual.intercepts_write(register) || !is_listed,
+                "{register:#x}"
+            );
+        }
+        let mut ports = std::boxed::Box::new(PortBitmaps::new());
+        fill_root_ports(&mut ports, &RootShare::new(view), None);
+        assert!((0..=u16::MAX).all(|port| ports.intercepts(port, 1)));
+    }
+
     #[test]
     fn the_root_may_do_all_but_what_is_listed() {
         let mut bitmap = std::boxed::Box::new(MsrBitmap::new());
-        fill_root_msrs(&mut bitmap);
+        fill_root_msrs(&mut bitmap, &leftover());
         for register in (0..=0x1fffu32).chain(0xc000_0000..=0xc000_1fff) {
             let read = ROOT_READS.iter().any(|range| range.contains(&register));
             let write = ROOT_WRITES.iter().any(|range| range.contains(&register));
@@ -210,6 +283,7 @@ mod tests {
         let mut bitmaps = std::boxed::Box::new(PortBitmaps::new());
         fill_root_ports(
             &mut bitmaps,
+            &leftover(),
             Some(PortRange {
                 first: 0x2f8,
                 count: 8,

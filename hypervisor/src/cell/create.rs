@@ -353,9 +353,16 @@ pub fn map_to_root(
     let mut at = region.physical;
     while at < end {
         let (kind, run) = machinery.memory_types.uniform_run(HostPhysical::new(at));
-        let length = run.min(end.saturating_sub(at)) & !0xfff;
+        let most = run.min(end.saturating_sub(at));
+        let (is_roots, run) =
+            system::root_share().map_or((true, most), |share| share.run(at, most));
+        let length = run & !0xfff;
         if length == 0 {
             break;
+        }
+        if !is_roots && !keep_tables {
+            at = at.saturating_add(length);
+            continue;
         }
         let range = Range::new(GuestPhysical::new(at), length)
             .ok_or(Failure::configuration(Reason::RegionInvalid, 0))?;
@@ -385,7 +392,10 @@ pub fn set_root_ports(machinery: &Machinery, cell: &Cell, taken: bool) {
         if taken {
             bitmaps.intercept(range.first, range.count);
         } else {
-            bitmaps.allow(range.first, range.count);
+            let ports = (range.first..=u16::MAX).take(usize::from(range.count));
+            ports
+                .filter(|port| system::root_share().is_none_or(|share| share.has_port(*port)))
+                .for_each(|port| bitmaps.allow(port, 1));
         }
     }
 }

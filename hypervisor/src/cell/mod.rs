@@ -8,6 +8,7 @@ pub mod confinement;
 pub mod create;
 pub mod lifecycle;
 pub mod restart;
+pub mod root;
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 

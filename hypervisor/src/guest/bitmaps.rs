@@ -84,6 +84,11 @@ impl MsrBitmap {
         msrs.into_iter().try_for_each(|msr| self.allow_write(msr))
     }
 
+    /// All MSRs that the bitmap has a bit for.
+    pub fn covered() -> impl Iterator<Item = u32> {
+        (0..MSRS_PER_RANGE).chain(HIGH_MSRS..HIGH_MSRS | MSRS_PER_RANGE)
+    }
+
     /// Makes reading the MSR exit. MSRs that the bitmap does not cover exit anyway.
     pub fn intercept_read(&mut self, msr: u32) {
         let _ = self.set(msr, Direction::Read, true);
@@ -245,10 +250,6 @@ mod tests {
         })
     }
 
-    fn covered() -> impl Iterator<Item = u32> {
-        (0..0x2000).chain(0xc000_0000..0xc000_2000)
-    }
-
     fn set_bits(bytes: &[u8]) -> u32 {
         bytes.iter().map(|byte| byte.count_ones()).sum()
     }
@@ -256,7 +257,7 @@ mod tests {
     #[test]
     fn every_msr_has_its_own_two_bits() {
         let mut bitmap = Box::new(MsrBitmap::new());
-        for msr in covered() {
+        for msr in MsrBitmap::covered() {
             bitmap.allow_read(msr).unwrap();
             assert!(!processor_exits(&bitmap, msr, false) && processor_exits(&bitmap, msr, true));
             assert!(!bitmap.intercepts_read(msr) && bitmap.intercepts_write(msr));

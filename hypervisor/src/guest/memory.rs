@@ -6,6 +6,7 @@ use super::decode::{
 use super::store::{Source, plain_store};
 use super::walk::{GuestMemory, Paging};
 use super::{Verdict, interrupt};
+use crate::cell::root::RootShare;
 use crate::cpu::PerCpu;
 use crate::device::apic;
 use crate::launch::parameters;
@@ -237,7 +238,12 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     if is_apic_page(address) {
         return apic_access(cpu, frame, qualification);
     }
-    if address >= parameters::physical_end() && system::is_roots(address) && install_far(address) {
+    let is_strict = system::root_share().is_some_and(RootShare::is_strict);
+    if !is_strict
+        && address >= parameters::physical_end()
+        && system::is_roots(address)
+        && install_far(address)
+    {
         return Verdict::Resume;
     }
     if qualification.contains(EptViolation::FETCH) {
@@ -247,13 +253,28 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
         };
     }
     super::fault::record(cpu, frame, address);
-    if !delivering && Fetched::new(cpu).is_some_and(|fetched| fetched.skip()) {
-        return Verdict::Resume;
+    if !delivering && let Some(fetched) = Fetched::new(cpu) {
+        if !qualification.contains(EptViolation::WRITE) {
+            read_ones(frame, &fetched);
+        }
+        if fetched.skip() {
+            return Verdict::Resume;
+        }
     }
     if redirect(address) {
         return Verdict::Resume;
     }
     Verdict::Inject(Exception::GENERAL_PROTECTION)
+}
+
+/// A read where there is not even a hole finds ones.
+fn read_ones(frame: &mut Frame, fetched: &Fetched) {
+    if let Ok(Instruction::Access(access)) = fetched.decode()
+        && access.direction == Direction::Read
+        && let Operand::Register(number) = access.operand
+    {
+        frame.set_register(number, access.loaded(frame.register(number), u64::MAX));
+    }
 }
 
 /// An event whose delivery the exit interrupted is delivered anew. `true`: there was one.

@@ -8,6 +8,7 @@ use crate::cell::published;
 use crate::cpu::PerCpu;
 use crate::device::apic;
 use crate::processor::{fixup, msr};
+use crate::system;
 use crate::virt::vmx::control::Exception;
 use crate::virt::vmx::entry::Frame;
 use crate::virt::vmx::exit::{SLOW, done};
@@ -119,7 +120,7 @@ pub fn write_slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
         }
         // The lock is set.
         vmx_msr::FEATURE_CONTROL | vmx_msr::BASIC..=0x492 => refuse(register),
-        _ if cpu.is_root => {
+        _ if cpu.is_root && root_may_write(register) => {
             // SAFETY: only registers beyond the bitmap's ranges, or intercepted ones handled above, come here; what the root
             // writes to the former is what it could do on bare hardware, and none of them bears on the hypervisor.
             match unsafe { fixup::write_msr(register, value) } {
@@ -131,10 +132,22 @@ pub fn write_slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     }
 }
 
-/// A cell's write to a register of which it may change a part. `None`: there is no such.
+/// Whether the root may write to all of a register that the bitmap does not let through.
+fn root_may_write(register: u32) -> bool {
+    system::root_share().is_none_or(|share| share.write_mask(register) == u64::MAX)
+}
+
+/// A write to a register of which a cell may change a part. `None`: there is no such.
 fn write_masked(cpu: &PerCpu, register: u32, value: u64) -> Option<Verdict> {
-    let mut writable = published(cpu.cell)?.writable_msrs();
-    let (_, mask) = writable.find(|(other, _)| *other == register)?;
+    let mask = if cpu.is_root {
+        system::root_share()?.write_mask(register)
+    } else {
+        let mut writable = published(cpu.cell)?.writable_msrs();
+        writable.find(|(other, _)| *other == register)?.1
+    };
+    if mask == 0 {
+        return None;
+    }
     let before = fixup::read_msr(register)?;
     // SAFETY: the configuration gives the cell these bits, of a register that the hypervisor does not depend on (the
     // ledger sees to that).

@@ -9,6 +9,7 @@ use gaol_config::binary::{Refusal, SystemView};
 use gaol_config::ledger::Machine;
 
 use super::private_table::APIC_PHYSICAL;
+use crate::cell::root::RootShare;
 use crate::cell::{confinement, lifecycle, published};
 use crate::error::Failure;
 use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
@@ -54,8 +55,10 @@ pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
     let mut pool = pool(parameters)?;
     let memory_types = memory_types()?;
     let controls = Controls::detect(read_msr)?;
-    let root_ept = root_ept(parameters, &mut pool, &memory_types, &controls)?;
-    let root_ports = root_bitmaps(&mut pool, &root_ept, &view)?;
+    let share = RootShare::new(view);
+    system::set_root_share(share);
+    let root_ept = root_ept(parameters, &mut pool, &memory_types, &controls, &share)?;
+    let root_ports = root_bitmaps(&mut pool, &root_ept, &view, &share)?;
     let mut guard = system::manage_at_launch();
     guard.ledger.name_root(&header.name);
     let machine = machine(parameters, &view);
@@ -165,13 +168,14 @@ fn range(start: u64, size: u64) -> Result<Range<GuestPhysical>, Failure> {
         .ok_or(Failure::gaol(Reason::LaunchParameters, start))
 }
 
-/// The root's EPT: everything up to the end of what Linux knows of, with the machine's memory types; the APIC's page
-/// read-only; the hypervisor's memory a hole, but for the public pages, which can be read.
+/// The root's EPT: all that it may have up to the end of what Linux knows of, with the machine's memory types; the APIC's
+/// page read-only; the rest and the hypervisor's memory holes, but for the public pages, which can be read.
 fn root_ept(
     parameters: &LaunchParameters,
     pool: &mut FramePool<'static>,
     memory_types: &MemoryTypes,
     controls: &Controls,
+    share: &RootShare<'_>,
 ) -> Result<PageTable<Ept>, Failure> {
     let largest = if controls.ept_1g {
         LeafSize::Page1G
@@ -187,19 +191,19 @@ fn root_ept(
     let mut at = 0;
     while at < parameters.physical_end {
         let (kind, run) = memory_types.uniform_run(HostPhysical::new(at));
-        let length = run.min(parameters.physical_end.saturating_sub(at));
+        let left = parameters.physical_end.saturating_sub(at);
+        let (is_roots, length) = share.run(at, run.min(left));
         if length == 0 {
             break;
         }
+        let piece = range(at, length)?;
+        let done = if is_roots {
+            ept.map(tables, piece, HostPhysical::new(at), everything(kind))
+        } else {
+            ept.map_hole(tables, piece)
+        };
         // Nobody uses the table yet, here and below.
-        ept.map(
-            tables,
-            range(at, length)?,
-            HostPhysical::new(at),
-            everything(kind),
-        )
-        .map_err(map_failure)?
-        .ignore();
+        done.map_err(map_failure)?.ignore();
         at = at.saturating_add(length);
     }
     let read_only = |kind| Attributes::new(Access::READ, kind);
@@ -234,6 +238,7 @@ fn root_bitmaps(
     pool: &mut FramePool<'static>,
     ept: &PageTable<Ept>,
     view: &SystemView<'_>,
+    share: &RootShare<'_>,
 ) -> Result<HostPhysical, Failure> {
     let msrs = system::zeroed_frame(pool)?;
     let ports = pool
@@ -247,8 +252,8 @@ fn root_bitmaps(
             &mut *(region::address_of(ports) as *mut PortBitmaps),
         )
     };
-    confinement::fill_root_msrs(msr_bitmap);
-    confinement::fill_root_ports(port_bitmaps, view.hypervisor_ports());
+    confinement::fill_root_msrs(msr_bitmap, share);
+    confinement::fill_root_ports(port_bitmaps, share, view.hypervisor_ports());
     if let Some(root) = published(lifecycle::ROOT) {
         root.publish(ept.root(), msrs, ports);
         root.publish_behaviour(0, true, false, false);
