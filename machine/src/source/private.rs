@@ -5,11 +5,12 @@
 use crate::pci::capabilities::scrub;
 
 /// Linux' parameters that mean something to Gaol. Others may hold secrets, names and numbers of disks.
-const PARAMETERS: [&str; 38] = [
+const PARAMETERS: [&str; 39] = [
     "acpi",
     "amd_iommu",
     "clocksource",
     "console",
+    "disableapic",
     "earlycon",
     "earlyprintk",
     "hpet",
@@ -19,8 +20,8 @@ const PARAMETERS: [&str; 38] = [
     "intel_iommu",
     "intel_pstate",
     "intremap",
-    "iommu",
     "iomem",
+    "iommu",
     "isolcpus",
     "kvm.enable_virt_at_load",
     "lockdown",
