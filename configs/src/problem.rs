@@ -4,7 +4,7 @@ use core::fmt;
 use core::ops::Range;
 
 use gaol_abi::outcome::Reason;
-use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
+use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceCode};
 
 /// Bytes of a file.
 pub type Place = Range<usize>;
@@ -18,9 +18,51 @@ pub struct Source {
     pub text: String,
 }
 
-/// Something wrong in a configuration.
+/// What is doubtful in a configuration that can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// Memory that large pages can't map.
+    SmallPages,
+    /// Hyper-threads of one core in two cells.
+    SharedCore,
+    /// System management interrupts were seen on a cell's CPU.
+    Smis,
+    /// Memory on another node than the CPUs.
+    FarMemory,
+    /// A cache that a cell shares and could have ways of for itself.
+    SharedCache,
+    /// Memory that is executed, and that devices can write to.
+    CodeInReachOfDevices,
+    /// Shared memory that nobody shares.
+    NotShared,
+    /// Nothing is known of the machine.
+    UnknownMachine,
+    /// This build of the hypervisor can't keep what the file asks for.
+    Unsupported,
+}
+
+impl Doubt {
+    /// Its name for programs, in snake case.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SmallPages => "small_pages",
+            Self::SharedCore => "shared_core",
+            Self::Smis => "smis",
+            Self::FarMemory => "far_memory",
+            Self::SharedCache => "shared_cache",
+            Self::CodeInReachOfDevices => "code_in_reach_of_devices",
+            Self::NotShared => "not_shared",
+            Self::UnknownMachine => "unknown_machine",
+            Self::Unsupported => "unsupported",
+        }
+    }
+}
+
+/// Something wrong or doubtful in a configuration.
 #[derive(Debug)]
 pub struct Problem {
+    doubt: Option<Doubt>,
     message: String,
     remedy: String,
     label: Option<(Place, String)>,
@@ -33,12 +75,28 @@ impl Problem {
     #[must_use]
     pub fn new(source: &Source, reason: Reason, message: String, remedy: String) -> Self {
         Self {
+            doubt: None,
             message,
             remedy,
             label: None,
             reason,
             text: Box::new(NamedSource::new(&source.name, source.text.clone())),
         }
+    }
+
+    /// A warning about the file as a whole.
+    #[must_use]
+    pub fn warning(source: &Source, doubt: Doubt, message: String, remedy: String) -> Self {
+        Self {
+            doubt: Some(doubt),
+            ..Self::new(source, Reason::None, message, remedy)
+        }
+    }
+
+    /// What is doubtful; `None` for what is wrong.
+    #[must_use]
+    pub fn doubt(&self) -> Option<Doubt> {
+        self.doubt
     }
 
     /// The same problem, with a place of the file underlined, and what is to be said of it there.
@@ -102,6 +160,14 @@ impl fmt::Display for Problem {
 impl core::error::Error for Problem {}
 
 impl Diagnostic for Problem {
+    fn severity(&self) -> Option<Severity> {
+        Some(match self.doubt {
+            None => Severity::Error,
+            Some(Doubt::UnknownMachine) => Severity::Advice,
+            Some(_) => Severity::Warning,
+        })
+    }
+
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
         Some(Box::new(&self.remedy))
     }

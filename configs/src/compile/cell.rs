@@ -2,7 +2,7 @@
 
 use gaol_abi::MAX_CPUS;
 use gaol_abi::config::{
-    CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, Interrupt, MAX_INTERRUPTS,
+    CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, Interrupt, MAX_INTERRUPTS, MAX_MSRS,
     VIOLATION_PARK_CELL, VIOLATION_PARK_CPU,
 };
 use gaol_abi::outcome::Reason;
@@ -45,7 +45,7 @@ pub(super) fn cell(judge: &Judge<'_>, file: &CellFile, system: Option<&System>) 
         l3_ways: cache_ways(judge, ways.and_then(|ways| ways.l3.as_ref())),
         l2_ways: cache_ways(judge, ways.and_then(|ways| ways.l2.as_ref())),
         memory: memory::of_cell(judge, &file.memory),
-        msrs: registers::msrs(judge, &file.msrs, "the cell"),
+        msrs: registers::msrs(judge, &file.msrs, "the cell", MAX_MSRS),
         interrupts: interrupts(judge, &file.interrupts),
         devices: devices::devices(judge, &file.devices, system),
         ports: registers::ports(judge, &file.ports, "the cell"),

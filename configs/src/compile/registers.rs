@@ -1,8 +1,6 @@
 //! I/O ports and model-specific registers, of cells and of a strict root cell.
 
-use gaol_abi::config::{
-    MAX_MSRS, MAX_PORT_RANGES, MSR_PER_CPU, MSR_READ, MSR_WRITE, MsrAccess, PortRange,
-};
+use gaol_abi::config::{MAX_PORT_RANGES, MSR_PER_CPU, MSR_READ, MSR_WRITE, MsrAccess, PortRange};
 use gaol_abi::outcome::Reason;
 use toml::Spanned;
 
@@ -47,12 +45,17 @@ fn port_range(judge: &Judge<'_>, entry: &Spanned<PortsTable>) -> PortRange {
     }
 }
 
-/// Registers of `owner`, "the cell" or "the root cell".
-pub(super) fn msrs(judge: &Judge<'_>, tables: &[Spanned<MsrTable>], owner: &str) -> Vec<MsrAccess> {
+/// Registers of `owner`, "the cell" or "the root cell", which has at most so many.
+pub(super) fn msrs(
+    judge: &Judge<'_>,
+    tables: &[Spanned<MsrTable>],
+    owner: &str,
+    most: usize,
+) -> Vec<MsrAccess> {
     judge
         .bounded(
             tables,
-            MAX_MSRS,
+            most,
             &format!("registers in {owner}"),
             "Take out those that it can do without.",
         )

@@ -1,6 +1,6 @@
 //! The file of a system: hypervisor, console and root cell.
 
-use gaol_abi::config::{CONSOLE_UART_PORT, SYSTEM_STRICT_ROOT, SystemHeader};
+use gaol_abi::config::{CONSOLE_UART_PORT, MAX_ROOT_MSRS, SYSTEM_STRICT_ROOT, SystemHeader};
 use toml::Spanned;
 
 use super::judge::Judge;
@@ -142,7 +142,7 @@ fn root(
     }
     system.root_memory = memory::of_root(judge, &table.memory);
     system.root_ports = registers::ports(judge, &table.ports, "the root cell");
-    system.root_msrs = registers::msrs(judge, &table.msrs, "the root cell");
+    system.root_msrs = registers::msrs(judge, &table.msrs, "the root cell", MAX_ROOT_MSRS);
     places.root_memory = each(&table.memory, RegionPlaces::of);
     places.root_msrs = each(&table.msrs, MsrPlaces::of);
     places.root_ports = table.ports.iter().map(Spanned::span).collect();
