@@ -20,6 +20,8 @@ pub mod encode;
 #[cfg(feature = "std")]
 pub mod explain;
 #[cfg(feature = "std")]
+pub mod jailhouse;
+#[cfg(feature = "std")]
 pub mod json_schema;
 pub mod ledger;
 #[cfg(feature = "std")]
