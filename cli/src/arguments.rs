@@ -392,6 +392,24 @@ Examples:
         #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=gaol_abi::MAX_CPUS as i64))]
         cpus: Option<u32>,
     },
+    /// Turn a binary configuration of Jailhouse into a TOML file
+    #[command(after_help = "\
+Reads system and cell configurations of revisions 13 and 14. What Gaol does otherwise is told on standard error, and in
+comments of the file.
+
+Examples:
+  gaol config import qemu-x86.cell -o machine.toml
+  gaol config import apic-demo.cell")]
+    Import {
+        /// What Jailhouse's build has made of a configuration
+        file: PathBuf,
+        /// Where to write the TOML file [default: standard output]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Overwrite that file if it exists
+        #[arg(long, requires = "output")]
+        force: bool,
+    },
 }
 
 #[cfg(test)]

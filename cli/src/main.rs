@@ -48,8 +48,12 @@ fn run(
         Ok(arguments) => arguments,
         Err(error) => return usage(&error, wants_json, output, errors),
     };
-    match commands::run(&arguments.command, &mut host(), output) {
+    let mut asides = Vec::new();
+    match commands::run(&arguments.command, &mut host(), output, &mut asides) {
         Ok(report) => {
+            if !arguments.json {
+                let _ = errors.write_all(&asides);
+            }
             let _ = match arguments.json {
                 true => writeln!(output, "{}", report.json),
                 false => write!(output, "{}", report.text),

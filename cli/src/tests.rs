@@ -5,4 +5,5 @@ mod fake;
 mod cells;
 mod configurations;
 mod enabling;
+mod importing;
 mod watching;

@@ -3,6 +3,7 @@
 pub mod cell;
 pub mod config;
 pub mod histogram;
+pub mod import;
 pub mod list;
 pub mod stats;
 pub mod system;
@@ -15,11 +16,17 @@ use crate::failure::Result;
 use crate::host::Host;
 use crate::output::Report;
 
-/// Does what was asked for. `console -f` writes to `output` as it goes; everything else is in the answer.
+/// Does what was asked for. `console -f` writes to `output` as it goes, and what people should know besides the answer is
+/// written to `asides`; everything else is in the answer.
 ///
 /// # Errors
 /// Why it was not done.
-pub fn run(command: &Command, host: &mut Host, output: &mut dyn Write) -> Result<Report> {
+pub fn run(
+    command: &Command,
+    host: &mut Host,
+    output: &mut dyn Write,
+    asides: &mut dyn Write,
+) -> Result<Report> {
     match command {
         Command::Enable(arguments) => system::enable(host, arguments),
         Command::Disable { force } => system::disable(host, *force),
@@ -32,6 +39,11 @@ pub fn run(command: &Command, host: &mut Host, output: &mut dyn Write) -> Result
             cells,
             cpus,
         }) => config::check(system, cells, *cpus),
+        Command::Config(ConfigCommand::Import {
+            file,
+            output,
+            force,
+        }) => import::import(file, output.as_deref(), *force, asides),
     }
 }
 

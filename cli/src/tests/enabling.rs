@@ -388,6 +388,7 @@ fn help_has_examples_for_every_command() {
         "cell histogram",
         "config build",
         "config check",
+        "config import",
     ] {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let text = machine.run(&arguments).text();
