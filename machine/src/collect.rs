@@ -38,6 +38,12 @@ pub fn collect(source: Source, more: impl FnOnce(&Source)) -> Result<Collection,
 }
 
 impl Collection {
+    /// Whether model-specific registers of any CPU are in it.
+    #[must_use]
+    pub fn has_registers(&self) -> bool {
+        self.tree.paths().any(|path| path.ends_with("/msr"))
+    }
+
     /// Writes it as a tar file, compressed by gzip when asked for.
     ///
     /// # Errors

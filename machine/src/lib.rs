@@ -19,6 +19,11 @@ pub mod source;
 pub mod span;
 pub mod summary;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 pub use machine::Machine;
 pub use problem::{Kind, Problem};
 pub use source::Source;

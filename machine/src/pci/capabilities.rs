@@ -15,11 +15,23 @@ const FIRST: usize = 0x40;
 const FIRST_EXTENDED: usize = 0x100;
 
 /// Ids of capabilities.
+const POWER_MANAGEMENT: u16 = 0x01;
+const VITAL_PRODUCT_DATA: u16 = 0x03;
 const MSI: u16 = 0x05;
+const VENDOR: u16 = 0x09;
+const SUBSYSTEM: u16 = 0x0d;
 const PCI_EXPRESS: u16 = 0x10;
 const MSI_X: u16 = 0x11;
 const ADVANCED_FEATURES: u16 = 0x13;
 /// Ids of extended capabilities.
+const ERROR_REPORTING: u16 = 0x0001;
+const VENDOR_EXTENDED: u16 = 0x000b;
+const ALTERNATIVE_ROUTING: u16 = 0x000e;
+const ADDRESS_TRANSLATION: u16 = 0x000f;
+const PAGE_REQUEST: u16 = 0x0013;
+const LATENCY_TOLERANCE: u16 = 0x0018;
+const PROCESS_ADDRESS_SPACE: u16 = 0x001b;
+const POWER_SUBSTATES: u16 = 0x001e;
 const SERIAL_NUMBER: u16 = 0x0003;
 const ACCESS_CONTROL: u16 = 0x000d;
 const SR_IOV: u16 = 0x0010;
@@ -35,7 +47,7 @@ pub struct Capability {
     pub version: u8,
     /// Where it is in configuration space.
     pub offset: u16,
-    /// How many bytes it has. What the layout says for known ones; else the bytes up to the next one.
+    /// How many bytes it has: what the layout says for known ones, else all up to the next one, or to the end of the space.
     pub length: u16,
 }
 
@@ -179,7 +191,7 @@ impl Capabilities {
                 extended: is_extended,
                 version,
                 offset: u16::try_from(offset).unwrap_or(u16::MAX),
-                length: u16::try_from(known.unwrap_or(room)).unwrap_or(u16::MAX),
+                length: u16::try_from(known.unwrap_or(room).min(room)).unwrap_or(u16::MAX),
             });
         }
         Ok(found)
@@ -220,15 +232,22 @@ impl Capabilities {
                 let flags = word(config, at + 2)?;
                 let device = long(config, at + 4)?;
                 self.function_level_reset |= device & 1 << 28 != 0;
-                self.express = Some(port_kind(u8::try_from(flags >> 4 & 0xf).ok()?));
-                return Some(None);
+                let kind = port_kind(u8::try_from(flags >> 4 & 0xf).ok()?);
+                self.express = Some(kind);
+                // From the second version on, all have all registers.
+                match (flags & 0xf, kind) {
+                    (0 | 1, PortKind::RootPort | PortKind::EventCollector) => 0x24,
+                    (0 | 1, _) => 0x1c,
+                    _ => 0x3c,
+                }
             }
+            // It tells its own length.
+            VENDOR => byte(config, at + 2)?.max(3).into(),
             ADVANCED_FEATURES => {
                 self.function_level_reset |= byte(config, at + 3)? & 2 != 0;
                 6
             }
-            // Power management.
-            0x01 => 8,
+            POWER_MANAGEMENT | VITAL_PRODUCT_DATA | SUBSYSTEM => 8,
             _ => return Some(None),
         };
         // It must be there as a whole.
@@ -237,18 +256,33 @@ impl Capabilities {
 
     #[allow(clippy::option_option)]
     fn take_extended(&mut self, id: u16, config: &[u8], at: usize) -> Option<Option<usize>> {
-        match id {
+        let length = match id {
             ACCESS_CONTROL => {
                 self.acs = Some(Acs {
                     capability: word(config, at + 4)?,
                     control: word(config, at + 6)?,
                 });
+                8
             }
-            SR_IOV => self.sr_iov = true,
-            SERIAL_NUMBER => return config.get(at..at + 12).map(|_| Some(12)),
-            _ => (),
-        }
-        Some(None)
+            SR_IOV => {
+                self.sr_iov = true;
+                0x40
+            }
+            SERIAL_NUMBER => 12,
+            ERROR_REPORTING => 0x48,
+            ALTERNATIVE_ROUTING
+            | ADDRESS_TRANSLATION
+            | LATENCY_TOLERANCE
+            | PROCESS_ADDRESS_SPACE => 8,
+            PAGE_REQUEST | POWER_SUBSTATES => 16,
+            // It tells its own length.
+            VENDOR_EXTENDED => {
+                let length = long(config, at + 4)? >> 20;
+                usize::try_from(length).ok()?.max(8)
+            }
+            _ => return Some(None),
+        };
+        config.get(at..at + length).map(|_| Some(length))
     }
 }
 
