@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 /// What `--help` adds for the command as a whole.
 const EXAMPLES: &str = "\
@@ -370,13 +370,19 @@ impl FromArgMatches for Pieces {
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Compile a system or cell file
-    #[command(after_help = "Example:\n  gaol config build latency.toml -o latency.bin")]
+    #[command(after_help = "\
+Examples:
+  gaol config build latency.toml -o latency.bin
+  gaol config build network.toml --system machine.toml -o network.bin")]
     Build {
         /// System or cell file
         file: PathBuf,
         /// Where to write the binary form
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
+        /// System file of the machine that a cell is for: finds its PCI functions, and checks the cell there
+        #[arg(long, value_name = "FILE")]
+        system: Option<PathBuf>,
     },
     /// Check a system file and cell files together
     #[command(after_help = "\
@@ -391,6 +397,17 @@ Examples:
         /// CPUs of the machine [default: any number]
         #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=gaol_abi::MAX_CPUS as i64))]
         cpus: Option<u32>,
+    },
+    /// Print the JSON Schema of the TOML files, with which editors complete and check them
+    #[command(after_help = "\
+Example:
+  gaol config schema cell > cell.schema.json
+
+An editor finds it by the first line of a file: #:schema ./cell.schema.json")]
+    Schema {
+        /// Kind of the files
+        #[arg(value_enum)]
+        kind: FileKind,
     },
     /// Turn a binary configuration of Jailhouse into a TOML file
     #[command(after_help = "\
@@ -410,6 +427,15 @@ Examples:
         #[arg(long, requires = "output")]
         force: bool,
     },
+}
+
+/// Kinds of configuration files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FileKind {
+    /// Hypervisor, root cell and machine
+    System,
+    /// Another cell
+    Cell,
 }
 
 #[cfg(test)]

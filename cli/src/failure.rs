@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 
 use gaol_abi::outcome::{Outcome, Reason};
 use gaol_config::Problem;
+use gaol_config::check::Report;
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use serde_json::{Map, Value, json};
 
@@ -17,7 +18,15 @@ pub struct Failure {
     /// What belongs to it, for programs.
     fields: Map<String, Value>,
     /// Problems of configuration files, which explain themselves.
+    found: Box<Found>,
+}
+
+/// What a check of configuration files found.
+#[derive(Debug, Default)]
+struct Found {
     problems: Vec<Problem>,
+    /// `None` when there was no check of a whole system.
+    warnings: Option<Vec<Problem>>,
 }
 
 /// The result of what can fail.
@@ -45,7 +54,7 @@ impl Failure {
             message: message.into(),
             remedy: remedy.into(),
             fields: Map::new(),
-            problems: Vec::new(),
+            found: Box::default(),
         }
     }
 
@@ -78,7 +87,18 @@ impl Failure {
         for (key, value) in problem_fields(first) {
             failure.fields.insert(key, value);
         }
-        failure.problems = problems;
+        failure.found.problems = problems;
+        failure
+    }
+
+    /// Problems that a check of a whole system found, and its warnings.
+    ///
+    /// # Panics
+    /// When there is no problem.
+    #[must_use]
+    pub fn checked(report: Report) -> Self {
+        let mut failure = Self::configuration(report.problems);
+        failure.found.warnings = Some(report.warnings);
         failure
     }
 
@@ -104,9 +124,12 @@ impl Failure {
         error.insert("message".to_owned(), self.message.clone().into());
         error.insert("remedy".to_owned(), self.remedy.clone().into());
         let mut object = json!({ "ok": false, "error": error });
-        if self.problems.len() > 1 {
-            let all = self.problems.iter().map(problem_fields);
-            object["problems"] = all.map(Value::Object).collect();
+        let Found { problems, warnings } = &*self.found;
+        if problems.len() > 1 || warnings.is_some() {
+            object["problems"] = problems_json(problems);
+        }
+        if let Some(warnings) = warnings {
+            object["warnings"] = problems_json(warnings);
         }
         object
     }
@@ -114,13 +137,16 @@ impl Failure {
     /// The failure for people.
     #[must_use]
     pub fn text(&self) -> String {
-        if self.problems.is_empty() {
+        if self.found.problems.is_empty() {
             return match self.remedy.is_empty() {
                 true => format!("gaol: {}\n", self.message),
                 false => format!("gaol: {}\n  {}\n", self.message, self.remedy),
             };
         }
-        self.problems.iter().map(render).collect()
+        let warnings = self.found.warnings.iter().flatten();
+        let is_terminal = std::io::stderr().is_terminal();
+        let all = self.found.problems.iter().chain(warnings);
+        all.map(|problem| render(problem, is_terminal)).collect()
     }
 }
 
@@ -134,6 +160,13 @@ pub fn plain(error: &std::io::Error) -> String {
     }
 }
 
+/// Problems or warnings for programs.
+#[must_use]
+pub fn problems_json(problems: &[Problem]) -> Value {
+    let all = problems.iter().map(problem_fields);
+    all.map(Value::Object).collect()
+}
+
 fn problem_fields(problem: &Problem) -> Map<String, Value> {
     let mut fields = Map::new();
     fields.insert("file".to_owned(), problem.file().into());
@@ -141,7 +174,11 @@ fn problem_fields(problem: &Problem) -> Map<String, Value> {
         fields.insert("line".to_owned(), line.into());
         fields.insert("column".to_owned(), column.into());
     }
-    fields.insert("reason".to_owned(), reason_name(problem.reason()).into());
+    let reason = match problem.doubt() {
+        Some(doubt) => doubt.name().to_owned(),
+        None => reason_name(problem.reason()),
+    };
+    fields.insert("reason".to_owned(), reason.into());
     fields.insert("message".to_owned(), problem.message().into());
     fields.insert("remedy".to_owned(), problem.remedy().into());
     fields
@@ -149,8 +186,8 @@ fn problem_fields(problem: &Problem) -> Map<String, Value> {
 
 /// An excerpt of the file with the place underlined: in colour on a terminal, in ASCII where letters beyond it may not
 /// be shown.
-fn render(problem: &Problem) -> String {
-    let is_terminal = std::io::stderr().is_terminal();
+#[must_use]
+pub fn render(problem: &Problem, is_terminal: bool) -> String {
     let has_unicode = ["LC_ALL", "LC_CTYPE", "LANG"]
         .iter()
         .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))

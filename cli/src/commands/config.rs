@@ -1,23 +1,27 @@
-//! `gaol config build` and `gaol config check`.
+//! `gaol config build`, `gaol config check` and `gaol config schema`.
 
 use std::fs;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use gaol_config::check::{any_machine, check as check_system};
+use gaol_abi::outcome::Reason;
+use gaol_config::check::{self, any_machine};
 use gaol_config::explain::cpu_list;
-use gaol_config::{Cell, Configuration, CpuSet, Machine};
+use gaol_config::{Cell, Configuration, CpuSet, Machine, Problem, System, json_schema};
 use serde_json::{Value, json};
 
-use crate::failure::{Failure, Result};
-use crate::host::read_configuration;
+use crate::arguments::FileKind;
+use crate::failure::{Failure, Result, problems_json, render};
+use crate::host::{read_bytes, read_configuration};
 use crate::output::{Report, Side, table};
 
 /// `gaol config build`.
 ///
 /// # Errors
 /// Why nothing was written.
-pub fn build(file: &Path, output: &Path) -> Result<Report> {
-    let configuration = read_configuration(file)?;
+pub fn build(file: &Path, output: &Path, system: Option<&Path>) -> Result<Report> {
+    let system = system.map(read_system).transpose()?;
+    let configuration = read_for(file, system.as_ref())?;
     let (kind, bytes) = match &configuration {
         Configuration::System(system) => ("system", system.bytes()),
         Configuration::Cell(cell) => ("cell", cell.bytes()),
@@ -41,40 +45,99 @@ pub fn build(file: &Path, output: &Path) -> Result<Report> {
     })
 }
 
+/// A file of either kind, a cell checked on the machine of `system`.
+fn read_for(file: &Path, system: Option<&System>) -> Result<Configuration> {
+    let Some(system) = system else {
+        return read_configuration(file);
+    };
+    let bytes = read_bytes(file)?;
+    let configuration = Configuration::compile(&file.display().to_string(), &bytes, Some(system))
+        .map_err(Failure::configuration)?;
+    if let Configuration::Cell(cell) = &configuration {
+        let problems = check::check(any_machine(), system, std::slice::from_ref(cell));
+        if !problems.is_empty() {
+            return Err(Failure::configuration(problems));
+        }
+    }
+    Ok(configuration)
+}
+
+fn read_system(path: &Path) -> Result<System> {
+    match read_configuration(path)? {
+        Configuration::System(system) => Ok(system),
+        Configuration::Cell(_) => Err(wrong_kind(path, "a cell", "a system")),
+    }
+}
+
+/// `gaol config schema`.
+#[must_use]
+pub fn schema(kind: FileKind) -> Report {
+    let json = match kind {
+        FileKind::System => json_schema::system(),
+        FileKind::Cell => json_schema::cell(),
+    };
+    Report {
+        text: format!("{json:#}\n"),
+        json,
+    }
+}
+
 /// `gaol config check`.
 ///
 /// # Errors
 /// What is wrong.
 pub fn check(system_path: &Path, cell_paths: &[PathBuf], cpus: Option<u32>) -> Result<Report> {
-    let system = match read_configuration(system_path)? {
-        Configuration::System(system) => system,
-        Configuration::Cell(_) => {
-            return Err(wrong_kind(system_path, "a cell", "a system"));
-        }
+    let mut problems = Vec::new();
+    let system = match compile(system_path, None, &mut problems)? {
+        Some(Configuration::System(system)) => Some(system),
+        Some(Configuration::Cell(_)) => return Err(wrong_kind(system_path, "a cell", "a system")),
+        None => None,
     };
     let mut cells: Vec<Cell> = Vec::new();
     for path in cell_paths {
-        match read_configuration(path)? {
-            Configuration::Cell(cell) => cells.push(cell),
-            Configuration::System(_) => return Err(wrong_kind(path, "a system", "a cell")),
+        match compile(path, system.as_ref(), &mut problems)? {
+            Some(Configuration::Cell(cell)) => cells.push(cell),
+            Some(Configuration::System(_)) => return Err(wrong_kind(path, "a system", "a cell")),
+            None => {}
         }
     }
     let machine = Machine {
         cpus: cpus.map_or(any_machine().cpus, CpuSet::first),
         ..any_machine()
     };
-    let problems = check_system(machine, &system, &cells);
-    if !problems.is_empty() {
-        return Err(Failure::configuration(problems));
+    let mut report = match &system {
+        Some(system) => check::report(machine, system, &cells),
+        None => {
+            // Which functions there are is in the file that could not be read.
+            problems.retain(|problem: &Problem| problem.reason() != Reason::DeviceUnknown);
+            check::Report {
+                problems: check::check(machine, &System::built_in(), &cells),
+                ..check::Report::default()
+            }
+        }
+    };
+    problems.append(&mut report.problems);
+    report.problems = problems;
+    if !report.problems.is_empty() {
+        return Err(Failure::checked(report));
     }
-    Ok(Report {
-        text: good_text(system_path, &cells),
-        json: json!({
-            "ok": true,
-            "system": system_path.display().to_string(),
-            "cells": cells.iter().map(cell_json).collect::<Vec<Value>>(),
-        }),
-    })
+    Ok(good(system_path, &cells, &report.warnings))
+}
+
+/// A file of either kind; what is wrong with it joins the others' problems.
+fn compile(
+    path: &Path,
+    system: Option<&System>,
+    problems: &mut Vec<Problem>,
+) -> Result<Option<Configuration>> {
+    let bytes = read_bytes(path)?;
+    match Configuration::compile(&path.display().to_string(), &bytes, system) {
+        Ok(configuration) => Ok(Some(configuration)),
+        Err(mut found) => {
+            problems.append(&mut found);
+            Ok(None)
+        }
+    }
 }
 
 fn wrong_kind(path: &Path, is: &str, wanted: &str) -> Failure {
@@ -86,6 +149,28 @@ fn wrong_kind(path: &Path, is: &str, wanted: &str) -> Failure {
         ),
         "Give the system file first, and the files of cells behind it.",
     )
+}
+
+fn good(system: &Path, cells: &[Cell], warnings: &[Problem]) -> Report {
+    let is_terminal = std::io::stdout().is_terminal();
+    let mut text: String = warnings
+        .iter()
+        .map(|warning| render(warning, is_terminal))
+        .collect();
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text.push_str(&good_text(system, cells));
+    Report {
+        text,
+        json: json!({
+            "ok": true,
+            "system": system.display().to_string(),
+            "cells": cells.iter().map(cell_json).collect::<Vec<Value>>(),
+            "problems": [],
+            "warnings": problems_json(warnings),
+        }),
+    }
 }
 
 fn good_text(system: &Path, cells: &[Cell]) -> String {

@@ -33,12 +33,17 @@ pub fn run(
         Command::Console { follow: false } => system::console(host),
         Command::Console { follow: true } => system::follow_console(host, output),
         Command::Cell(command) => run_cell(command, host),
-        Command::Config(ConfigCommand::Build { file, output }) => config::build(file, output),
+        Command::Config(ConfigCommand::Build {
+            file,
+            output,
+            system,
+        }) => config::build(file, output, system.as_deref()),
         Command::Config(ConfigCommand::Check {
             system,
             cells,
             cpus,
         }) => config::check(system, cells, *cpus),
+        Command::Config(ConfigCommand::Schema { kind }) => Ok(config::schema(*kind)),
         Command::Config(ConfigCommand::Import {
             file,
             output,

@@ -53,10 +53,16 @@ fn check_looks_at_everything_together() {
     let machine = Machine::new();
     let file = |name: &str| machine.write(name, &shipped(name));
     let (system, hello, latency) = (file("bochs.toml"), file("hello.toml"), file("latency.toml"));
+    let text = machine
+        .run(&["config", "check", &system, &hello, &latency, "--cpus", "4"])
+        .text();
+    let (advice, table) = text.split_once("\n\n").unwrap();
+    assert!(
+        advice.contains("bochs.toml: the machine is not described"),
+        "{advice}"
+    );
     assert_eq!(
-        machine
-            .run(&["config", "check", &system, &hello, &latency, "--cpus", "4"])
-            .text(),
+        table,
         "CELL     CPUS  FILE\n\
          hello    2     hello.toml\n\
          latency  3     latency.toml\n\
@@ -70,6 +76,8 @@ fn check_looks_at_everything_together() {
         .run(&["--json", "config", "check", &system, &hello])
         .json();
     assert_eq!(json["cells"][0]["name"], "hello");
+    assert_eq!(json["problems"], serde_json::json!([]));
+    assert_eq!(json["warnings"][0]["reason"], "unknown_machine");
 }
 
 #[test]
@@ -92,6 +100,115 @@ fn check_tells_all_problems_between_cells() {
     assert_eq!(json["error"]["reason"], "cpu_owned");
     assert_eq!(json["problems"].as_array().unwrap().len(), 2);
     assert_eq!(json["problems"][1]["reason"], "cpu_unknown");
+    assert_eq!(json["warnings"][0]["reason"], "unknown_machine");
+}
+
+#[test]
+fn check_goes_on_behind_files_that_are_wrong() {
+    let machine = Machine::new();
+    let system = machine.write("wrong.toml", "[hypervisor]\nmemory = \"3 MiB\"\n");
+    let cell = shipped("hello.toml");
+    let first = machine.write("first.toml", &cell.replace("[2]", "[2, 2, 700]"));
+    let device = "\n[[devices]]\nid = \"8086:100e\"\n";
+    let second = machine.write("second.toml", &(cell.clone() + device));
+    let third = machine.write("third.toml", &cell.replace("[2]", "[0]"));
+    let json = machine
+        .run(&[
+            "config", "check", &system, &first, &second, &third, "--json",
+        ])
+        .json();
+    let problems = json["problems"].as_array().unwrap();
+    let found: Vec<(&str, &str, u64)> = problems
+        .iter()
+        .map(|problem| {
+            (
+                problem["file"].as_str().unwrap(),
+                problem["reason"].as_str().unwrap(),
+                problem["line"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    // That nobody can look the function up is not the cell's fault.
+    assert_eq!(
+        found,
+        [
+            ("wrong.toml", "configuration_invalid", 2),
+            ("first.toml", "configuration_invalid", 4),
+            ("first.toml", "cpu_unknown", 4),
+            ("third.toml", "cpu_zero", 4),
+        ]
+    );
+    assert_eq!(json["warnings"], serde_json::json!([]));
+}
+
+/// A machine with two network interfaces of one kind and one of another.
+const NETWORK: &str = r#"
+[machine]
+cpus = [
+    { apic-id = 0, core = 0 },
+    { apic-id = 1, core = 0 },
+    { apic-id = 2, core = 1, smis = true },
+]
+devices = [
+    { address = "0000:00:03.0", id = "8086:100e", group = 3, msi = 1 },
+    { address = "0000:00:04.0", id = "8086:10d3", group = 4, msi-x = 5 },
+    { address = "0000:00:05.0", id = "8086:10d3", group = 5, msi-x = 5 },
+]
+"#;
+
+#[test]
+fn build_finds_functions_by_their_ids() {
+    let machine = Machine::new();
+    let system = machine.write("machine.toml", NETWORK);
+    let cell = |id: &str| {
+        let device = format!("\n[[devices]]\nid = \"{id}\"\n");
+        machine.write("network.toml", &(shipped("hello.toml") + &device))
+    };
+    let output = machine.path("network.bin").display().to_string();
+    let build = ["config", "build", &cell("8086:100e"), "-o", &output];
+    let alone = machine.run(&build).failure();
+    assert!(
+        alone.contains("can't be told from this file alone"),
+        "{alone}"
+    );
+    let with_system = [&build[..], &["--system", &system]].concat();
+    machine.run(&with_system).text();
+    let bytes = Binary::new(&std::fs::read(&output).unwrap());
+    let device = CellView::parse(bytes.bytes()).unwrap().devices()[0];
+    assert_eq!((device.function, device.vectors), (0x18, 1));
+    cell("8086:10d3");
+    let several = machine.run(&with_system).failure();
+    assert!(several.contains("\"0000:00:05.0\""), "{several}");
+}
+
+#[test]
+fn check_warns_and_succeeds() {
+    let machine = Machine::new();
+    let system = machine.write("machine.toml", NETWORK);
+    let hello = machine.write("hello.toml", &shipped("hello.toml"));
+    let arguments = ["config", "check", &system, &hello];
+    let text = machine.run(&arguments).text();
+    assert!(text.contains("interrupt CPU 2 (SMIs)"), "{text}");
+    assert!(text.ends_with("can exist at the same time.\n"), "{text}");
+    let json = machine.run(&[&arguments[..], &["--json"]].concat()).json();
+    let warning = &json["warnings"][0];
+    assert_eq!(
+        (&warning["file"], &warning["line"], &warning["reason"]),
+        (&"hello.toml".into(), &4.into(), &"smis".into())
+    );
+    for key in ["column", "message", "remedy"] {
+        assert!(!warning[key].is_null(), "{key}");
+    }
+}
+
+#[test]
+fn schemas_are_printed() {
+    let machine = Machine::new();
+    for (kind, title) in [("system", "Gaol system"), ("cell", "Gaol cell")] {
+        let text = machine.run(&["config", "schema", kind]).text();
+        let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(schema["title"], title);
+    }
 }
 
 #[test]
