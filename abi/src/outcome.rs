@@ -168,8 +168,39 @@ pub enum Reason {
     Unsupported = 90,
     /// The configuration describes another machine \[CPU\].
     OtherMachine = 91,
-    /// The description of the machine makes no sense \[kind << 32 | index\].
+    /// The description of the machine makes no sense \[[`MachineFault`] << 32 | index in the list that it is about\].
     MachineInvalid = 92,
+    /// The region is RAM at an address where the machine has no memory \[index\].
+    MemoryUnknown = 93,
+}
+
+/// What [`Reason::MachineInvalid`] is about.
+#[open_enum]
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineFault {
+    /// A range is empty, wraps around, or ends beyond the addresses that a CPU can form.
+    RangePlace = 1,
+    /// A range is of a kind that does not exist.
+    RangeKind = 2,
+    /// PCI configuration space does not have 1 MiB a bus.
+    PciConfigurationSize = 3,
+    /// An IOAPIC has no pins, more than there can be, or some that another has.
+    IoApicPins = 4,
+    /// The hypervisor's memory lies on registers or on memory that firmware or devices reach.
+    HypervisorOnRange = 5,
+    /// Two CPUs have the same APIC id, or a CPU has flags that do not exist.
+    Cpu = 6,
+    /// A PCI function stands before one with a lower address, twice, or has flags that do not exist.
+    DeviceOrder = 7,
+    /// A base address register is of a PCI function that is not listed.
+    BarDevice = 8,
+    /// A base address register is empty, ends beyond the last address or port, or is none of the six.
+    BarPlace = 9,
+    /// The hypervisor's memory lies on registers of a PCI function.
+    HypervisorOnBar = 10,
+    /// The hypervisor's memory ends beyond the addresses that a CPU can form, or lies on an interrupt controller.
+    HypervisorPlace = 11,
 }
 
 /// What [`Reason::Unsupported`] is about.

@@ -2,6 +2,11 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 
+use gaol_abi::config::{
+    MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE, MEMORY_LOADABLE, MEMORY_READ,
+    MEMORY_ROOT_SHARED, MEMORY_WRITE, MemoryRegion,
+};
+
 use super::*;
 use crate::encode::{self, Cell};
 
