@@ -78,6 +78,32 @@ Examples:
     /// Check and compile configurations
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Look at the machine
+    #[command(subcommand)]
+    Hardware(HardwareCommand),
+}
+
+/// `gaol hardware`.
+#[derive(Debug, Subcommand)]
+pub enum HardwareCommand {
+    /// Show what the machine has and lacks for Gaol, why it matters, and what to do
+    #[command(after_help = "\
+Run it as root, with the module msr loaded. Each row is `ok`; `warning`, when Gaol runs but something is worse than it could
+be; `missing`, when Gaol cannot run; or `unknown`. Exit status: 1 when something that Gaol needs is missing, or cannot be
+found out.
+
+Examples:
+  gaol hardware check
+  gaol hardware check --smi-seconds 60          count the firmware's interruptions for longer
+  gaol hardware check --root machine.tar.gz     of another machine: see `gaol config collect`")]
+    Check {
+        /// Look at a collection or a directory instead of this machine
+        #[arg(long, value_name = "DIR|TAR")]
+        root: Option<PathBuf>,
+        /// How long to count system management interrupts; 0: not at all
+        #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        smi_seconds: u64,
+    },
 }
 
 /// `gaol enable`.

@@ -19,6 +19,8 @@ pub struct Failure {
     fields: Map<String, Value>,
     /// Problems of configuration files, which explain themselves.
     found: Box<Found>,
+    /// What was found out all the same: for people, and what joins the object for programs.
+    answer: Box<(String, Map<String, Value>)>,
 }
 
 /// What a check of configuration files found.
@@ -55,7 +57,21 @@ impl Failure {
             remedy: remedy.into(),
             fields: Map::new(),
             found: Box::default(),
+            answer: Box::default(),
         }
+    }
+
+    /// Adds what was found out all the same: a text for standard output, and members of the JSON object.
+    #[must_use]
+    pub fn with_answer(mut self, text: String, object: Map<String, Value>) -> Self {
+        self.answer = Box::new((text, object));
+        self
+    }
+
+    /// What was found out all the same, for standard output: often nothing.
+    #[must_use]
+    pub fn answer(&self) -> &str {
+        &self.answer.0
     }
 
     /// A failure that the module or the hypervisor reported.
@@ -124,6 +140,9 @@ impl Failure {
         error.insert("message".to_owned(), self.message.clone().into());
         error.insert("remedy".to_owned(), self.remedy.clone().into());
         let mut object = json!({ "ok": false, "error": error });
+        for (key, value) in &self.answer.1 {
+            object[key] = value.clone();
+        }
         let Found { problems, warnings } = &*self.found;
         if problems.len() > 1 || warnings.is_some() {
             object["problems"] = problems_json(problems);

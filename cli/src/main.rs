@@ -63,7 +63,8 @@ fn run(
         Err(failure) => {
             let _ = match arguments.json {
                 true => writeln!(output, "{}", failure.json()),
-                false => write!(errors, "{}", failure.text()),
+                false => write!(output, "{}", failure.answer())
+                    .and_then(|()| write!(errors, "{}", failure.text())),
             };
             1
         }

@@ -5,5 +5,6 @@ mod fake;
 mod cells;
 mod configurations;
 mod enabling;
+mod hardware;
 mod importing;
 mod watching;

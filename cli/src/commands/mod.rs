@@ -2,6 +2,7 @@
 
 pub mod cell;
 pub mod config;
+pub mod hardware;
 pub mod histogram;
 pub mod import;
 pub mod list;
@@ -10,7 +11,7 @@ pub mod system;
 
 use std::io::Write;
 
-use crate::arguments::{CellCommand, Command, ConfigCommand};
+use crate::arguments::{CellCommand, Command, ConfigCommand, HardwareCommand};
 use crate::device::Operation;
 use crate::failure::Result;
 use crate::host::Host;
@@ -33,6 +34,9 @@ pub fn run(
         Command::Console { follow: false } => system::console(host),
         Command::Console { follow: true } => system::follow_console(host, output),
         Command::Cell(command) => run_cell(command, host),
+        Command::Hardware(HardwareCommand::Check { root, smi_seconds }) => {
+            hardware::check(root.as_deref(), *smi_seconds)
+        }
         Command::Config(ConfigCommand::Build {
             file,
             output,
