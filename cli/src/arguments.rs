@@ -435,6 +435,22 @@ An editor finds it by the first line of a file: #:schema ./cell.schema.json")]
         #[arg(value_enum)]
         kind: FileKind,
     },
+    /// Keep all that is read of this machine in a file, for `--root` on another one
+    #[command(after_help = "\
+Run it as root, with the module msr loaded: modprobe msr. The file holds firmware tables, what Linux shows of processors,
+memory and PCI, CPUID and model-specific registers; no serial numbers, and of the kernel's parameters known ones only.
+
+Examples:
+  gaol config collect
+  gaol config collect -o board.tar.gz       compressed")]
+    Collect {
+        /// Where to write the tar file; compressed when its name ends with .gz or .tgz
+        #[arg(short, long, value_name = "FILE", default_value = "machine.tar")]
+        output: PathBuf,
+        /// Overwrite that file if it exists
+        #[arg(long)]
+        force: bool,
+    },
     /// Turn a binary configuration of Jailhouse into a TOML file
     #[command(after_help = "\
 Reads system and cell configurations of revisions 13 and 14. What Gaol does otherwise is told on standard error, and in

@@ -1,6 +1,7 @@
 //! The commands, one function each: from arguments and a machine to an answer.
 
 pub mod cell;
+pub mod collect;
 pub mod config;
 pub mod hardware;
 pub mod histogram;
@@ -48,6 +49,9 @@ pub fn run(
             cpus,
         }) => config::check(system, cells, *cpus),
         Command::Config(ConfigCommand::Schema { kind }) => Ok(config::schema(*kind)),
+        Command::Config(ConfigCommand::Collect { output, force }) => {
+            collect::run(collect::live()?, output, *force, errors)
+        }
         Command::Config(ConfigCommand::Import {
             file,
             output,
