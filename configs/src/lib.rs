@@ -38,6 +38,8 @@ pub mod schema;
 pub mod schema_system;
 #[cfg(feature = "std")]
 mod toml_problem;
+#[cfg(all(test, feature = "std"))]
+mod transcript;
 
 pub use address::{GuestPhysical, HostPhysical, Range};
 pub use binary::{CellView, Refusal, SystemView};

@@ -93,6 +93,15 @@ impl Problem {
         }
     }
 
+    /// The same said as a warning.
+    #[must_use]
+    pub fn as_warning(self, doubt: Doubt) -> Self {
+        Self {
+            doubt: Some(doubt),
+            ..self
+        }
+    }
+
     /// What is doubtful; `None` for what is wrong.
     #[must_use]
     pub fn doubt(&self) -> Option<Doubt> {

@@ -39,7 +39,7 @@ fn describe(words: &str) -> (String, String, &'static str) {
         let values: Vec<String> = others.iter().map(|value| format!("{value:?}")).collect();
         return (
             format!("{first:?} is not a value of this key"),
-            format!("Write {}.", values.join(" or ")),
+            format!("Write {}.", one_of(&values)),
             "unknown value",
         );
     }
@@ -69,6 +69,15 @@ fn describe(words: &str) -> (String, String, &'static str) {
             .to_owned(),
         "here",
     )
+}
+
+/// Alternatives in words: "a, b or c".
+fn one_of(values: &[String]) -> String {
+    match values.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
+    }
 }
 
 /// The candidate that differs from `word` in the fewest letters, if they are few.

@@ -11,7 +11,8 @@ use gaol_abi::config::{
 
 use crate::binary::{SystemView, name_text, physical_range};
 use crate::compile::{Cell, RegionPlaces, System};
-use crate::explain::cpu_list;
+use crate::explain::{cpu_list, explain};
+use crate::ledger::{self, Ledger};
 use crate::problem::{Doubt, Place, Problem};
 use crate::{CpuSet, HostPhysical, Range};
 
@@ -49,9 +50,11 @@ pub fn warnings(system: &System, cells: &[Cell]) -> Vec<Problem> {
 
 /// What `cell` asks for and this build of the hypervisor can't keep.
 #[must_use]
-pub fn unsupported(cell: &Cell) -> Vec<Problem> {
-    let _ = cell;
-    Vec::new()
+pub fn unsupported(cell: &Cell) -> Option<Problem> {
+    let refusal = ledger::unsupported(&cell.view());
+    let explained =
+        refusal.map(|refusal| explain(refusal, cell, &Ledger::new(), &super::any_machine()));
+    explained.map(|problem| problem.as_warning(Doubt::Unsupported))
 }
 
 /// Writes the warnings about one cell.

@@ -121,11 +121,10 @@ fn bars(judge: &Judge<'_>, device: u16, tables: &[Spanned<BarTable>]) -> Vec<(Ma
         let table = entry.get_ref();
         let is_64 = table.kind == BarKind::Memory64;
         let last = if is_64 { 4 } else { 5 };
-        let number: u8 = judge.number(
-            "the number of a base address register",
-            &table.number,
-            0..=last,
-        );
+        let what = "the number of a base address register";
+        let Some(number) = judge.number_if::<u8>(what, &table.number, 0..=last) else {
+            continue;
+        };
         let places = if is_64 { 3 << number } else { 1 << number };
         if taken & places != 0 {
             judge.problem(

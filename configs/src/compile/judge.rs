@@ -106,17 +106,27 @@ impl<'a> Judge<'a> {
         number: &Spanned<Number>,
         range: RangeInclusive<u64>,
     ) -> T {
+        self.number_if(what, number, range).unwrap_or_default()
+    }
+
+    /// The same; `None` when it was reported.
+    pub(super) fn number_if<T: TryFrom<u64>>(
+        &self,
+        what: &str,
+        number: &Spanned<Number>,
+        range: RangeInclusive<u64>,
+    ) -> Option<T> {
         let value = number.get_ref().0;
         let converted = T::try_from(value).ok().filter(|_| range.contains(&value));
-        converted.unwrap_or_else(|| {
+        if converted.is_none() {
             self.invalid(
                 number.span(),
                 "out of range",
                 format!("{what} can't be {value}"),
                 format!("Write a number from {} to {}.", range.start(), range.end()),
             );
-            T::default()
-        })
+        }
+        converted
     }
 
     /// The same of a number that may be missing.

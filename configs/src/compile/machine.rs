@@ -19,9 +19,8 @@ use crate::problem::Place;
 use crate::quantity::{Address, Number, Size};
 use crate::schema::{CpuTable, IoApicTable, MachineTable, PciConfigurationTable};
 
-/// First address that no processor can form: 52 bits are the most that the page tables hold (SDM, "4-Level Paging and
-/// 5-Level Paging").
-pub(super) const PHYSICAL_END: u64 = 1 << 52;
+/// First address beyond those that the hypervisor's page tables of four levels map.
+pub(super) const PHYSICAL_END: u64 = 1 << 48;
 /// Pins of an IOAPIC when the file does not say: those of the 82093AA.
 const DEFAULT_PINS: u16 = 24;
 /// Most pins of an IOAPIC: its redirection table ends at index 0xff.
@@ -197,8 +196,8 @@ pub(super) fn below_end(judge: &Judge<'_>, what: &str, at: &Spanned<Address>, si
         judge.invalid(
             at.span(),
             "too high",
-            format!("{what} ends beyond the addresses that a CPU can form"),
-            "A physical address has at most 52 bits.",
+            format!("{what} ends beyond the addresses that Gaol can map"),
+            "Gaol knows physical addresses of up to 48 bits.",
         );
     }
 }
@@ -242,7 +241,7 @@ fn pci_configuration(judge: &Judge<'_>, table: &PciConfigurationTable) -> Machin
         judge.invalid(
             table.at.span(),
             "not a multiple of 0x100000",
-            "PCI configuration space does not begin at 1 MiB or a multiple of it",
+            "PCI configuration space does not begin at a multiple of 1 MiB",
             "Each bus has 1 MiB: write the address of that of the first bus.",
         );
     }

@@ -319,3 +319,6 @@ fn binary_problem(source: &Source, kind: &str, refusal: Refusal) -> Problem {
         format!("Compile it again from its TOML file: gaol config build {kind}.toml -o {kind}.bin");
     Problem::new(source, refusal.reason, message, remedy)
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,7 +104,7 @@ fn msr_access(judge: &Judge<'_>, table: &MsrTable) -> u32 {
                 format!("{:?} is not a way to access a register", access.get_ref()),
                 "Write \"r\", \"w\" or \"rw\".",
             );
-            MSR_READ
+            MSR_READ | MSR_WRITE
         }
     }
 }
