@@ -3,6 +3,9 @@
 //! Invariant: CPUs, memory, ports, PCI functions and pins of the original are in the file, as entries or, with the reason,
 //! as comments.
 
+use std::collections::BTreeSet;
+
+use gaol_abi::MAX_CPUS;
 use gaol_abi::config::{MAX_DEVICES, MAX_INTERRUPTS, MAX_MEMORY_REGIONS, MAX_PORT_RANGES};
 
 use super::draft::{Draft, Entry, Group, Note};
@@ -39,10 +42,7 @@ pub(super) fn draft(cell: &CellBlob<'_>) -> Draft {
     name(cell, &mut draft);
     flags(cell, &mut draft);
     timeout(cell, &mut draft);
-    draft.entries.extend(
-        cell.cpus()
-            .map(|cpu| element(Group::Cpus, "cpus", cpu.to_string())),
-    );
+    cpus(cell, &mut draft);
     ports::enter(cell, &mut draft);
     interrupts(cell, &mut draft);
     ways(cell, &mut draft);
@@ -166,6 +166,21 @@ fn timeout(cell: &CellBlob<'_>, draft: &mut Draft) {
     }
 }
 
+fn cpus(cell: &CellBlob<'_>, draft: &mut Draft) {
+    let (possible, beyond): (Vec<u32>, Vec<u32>) =
+        cell.cpus().partition(|cpu| (*cpu as usize) < MAX_CPUS);
+    let entry = |cpu: u32| element(Group::Cpus, "cpus", cpu.to_string());
+    draft.entries.extend(possible.into_iter().map(entry));
+    if !beyond.is_empty() {
+        let text = format!(
+            "{} CPUs from {MAX_CPUS} on are left out: Gaol supports CPUs 0 to {}.",
+            beyond.len(),
+            MAX_CPUS - 1
+        );
+        draft.say_of(Group::Cpus, "cpus", text);
+    }
+}
+
 fn element(group: Group, about: impl Into<String>, text: String) -> Entry {
     Entry {
         group,
@@ -265,6 +280,13 @@ fn memory(cell: &CellBlob<'_>, draft: &mut Draft) {
             format!("{unused} without a size are not used, and left out."),
         );
     }
+    if regions::has_dma(cell) && !regions::has_function(cell) {
+        draft.say_of(
+            Group::Memory,
+            "mem_regions",
+            "JAILHOUSE_MEM_DMA is dropped: the cell has no PCI function that could reach its memory.",
+        );
+    }
     if entries
         .iter()
         .any(|entry| entry.text.contains("\nphysical = "))
@@ -298,7 +320,7 @@ pub(super) fn shared_memory_text(device: &PciDevice) -> String {
 }
 
 fn devices(cell: &CellBlob<'_>, draft: &mut Draft) {
-    let mut has_function = false;
+    let mut named = BTreeSet::new();
     for (index, device) in cell.devices.iter().enumerate() {
         let about = format!("pci_devices[{index}]");
         let address = address(device);
@@ -315,14 +337,20 @@ fn devices(cell: &CellBlob<'_>, draft: &mut Draft) {
                 );
                 draft.say_of(Group::Devices, &about, text);
             }
+            _ if !named.insert(address.clone()) => {
+                draft.say_of(
+                    Group::Devices,
+                    &about,
+                    format!("{address} was named before."),
+                );
+            }
             _ => {
-                has_function = true;
                 let text = format!("[[devices]]\naddress = {address:?}\n");
                 draft.entries.push(element(Group::Devices, about, text));
             }
         }
     }
-    if has_function {
+    if regions::has_function(cell) {
         draft.say_of(Group::Devices, "pci_devices",
             "IOMMU, base address registers, MSI, MSI-X and capabilities are dropped: Gaol finds them in the function.",
         );

@@ -208,7 +208,7 @@ pub fn faulty() -> CellModel {
         name: name("3"),
         flags: 1 << 5,
         vpci_irq_base: 32,
-        cpu_set: vec![0b101],
+        cpu_set: [&[0b101][..], &[0; 31], &[0b11]].concat(),
         memory: vec![
             [0, 0, 0x10_0000, RAM | 1 << 40],
             [0x3000_0000, 0x8_0000, 0x1000, READ | WRITE | EXECUTE],
@@ -271,8 +271,19 @@ pub fn any_good_cell() -> impl Strategy<Value = CellModel> {
     let pins = proptest::collection::btree_set(0..120usize, 0..8);
     let functions = proptest::collection::btree_set(0..=u16::MAX, 0..6);
     let ways = (0..16u32, 0..4u32);
+    // Words from the middle of a page on, to the next page and beyond.
+    let parts = (0..0x1000u64, 1..0xc00u64);
+    let pieces = (pieces, parts);
     (header, cpus, pieces, ports, pins, functions, ways).prop_map(
-        |((revision, text, (passive, console)), cpus, pieces, gaps, pins, functions, ways)| {
+        |(
+            (revision, text, (passive, console)),
+            cpus,
+            (pieces, parts),
+            gaps,
+            pins,
+            functions,
+            ways,
+        )| {
             let mut cpu_set = vec![0; 32];
             for cpu in cpus {
                 cpu_set[cpu / 8] |= 1 << (cpu % 8);
@@ -293,7 +304,7 @@ pub fn any_good_cell() -> impl Strategy<Value = CellModel> {
                 name: name(&text),
                 flags: if passive { PASSIVE } else { 0 } | if console { ACTIVE } else { 0 },
                 cpu_set,
-                memory: placed(&pieces),
+                memory: placed(&pieces, parts),
                 caches: vec![CacheModel {
                     start: ways.0,
                     size: ways.1,
@@ -309,9 +320,16 @@ pub fn any_good_cell() -> impl Strategy<Value = CellModel> {
     )
 }
 
-/// Code at 0, the communication region, and behind them the pieces, one after the other with a page between them.
-fn placed(pieces: &[(u64, u64, bool)]) -> Vec<[u64; 4]> {
-    let mut memory = vec![[0x3000_0000, 0, 0x10_0000, RAM], communication(0x10_0000)];
+/// Code at 0, the communication region, registers that share pages, and behind them the pieces, one after the other with a
+/// page between them.
+fn placed(pieces: &[(u64, u64, bool)], (offset, words): (u64, u64)) -> Vec<[u64; 4]> {
+    let registers = 0xd000_0000 + (offset & !3);
+    let size = words << 2 | 4;
+    let mut memory = vec![
+        [0x3000_0000, 0, 0x10_0000, RAM],
+        communication(0x10_0000),
+        [registers, registers, size, READ | WRITE | IO | IO_8 | IO_32],
+    ];
     let mut next = 0x4000_0000;
     for (flags, pages, is_in_place) in pieces {
         let size = pages << 12;

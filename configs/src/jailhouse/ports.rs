@@ -26,6 +26,14 @@ pub(super) fn enter(cell: &CellBlob<'_>, draft: &mut Draft) {
         "Jailhouse lets every cell write to port 0x80, as some software does to wait. Gaol stops a cell that does, unless \
          it has `unassigned-io = \"ignore\"`.",
     );
+    if !cell.ports.is_empty() {
+        draft.say_of(
+            Group::Ports,
+            "pio_regions",
+            "a port is of one cell in Gaol, and those of the hypervisor's console are of none: take out what the cell \
+             does not need.",
+        );
+    }
     let mut named = BTreeSet::new();
     for (index, ports) in cell.ports.iter().enumerate() {
         let first = u32::from(ports.base.get());

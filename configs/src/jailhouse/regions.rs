@@ -11,7 +11,8 @@ use super::draft::{Entry, Group, Note};
 use super::layout::{
     IVSHMEM_COMMON_REGIONS, MEMORY_ALL_FLAGS, MEMORY_COMM_REGION, MEMORY_DMA, MEMORY_EXECUTE,
     MEMORY_IO, MEMORY_IO_UNALIGNED, MEMORY_IO_WIDTH_SHIFT, MEMORY_IO_WIDTHS, MEMORY_LOADABLE,
-    MEMORY_NO_HUGEPAGES, MEMORY_READ, MEMORY_ROOTSHARED, MEMORY_WRITE, Memory, PCI_TYPE_IVSHMEM,
+    MEMORY_NO_HUGEPAGES, MEMORY_READ, MEMORY_ROOTSHARED, MEMORY_WRITE, Memory, PCI_TYPE_DEVICE,
+    PCI_TYPE_IVSHMEM,
 };
 use super::names::unique;
 use super::parse::CellBlob;
@@ -30,10 +31,27 @@ pub(super) fn entries(cell: &CellBlob<'_>) -> (Vec<Entry>, usize) {
             unused = unused.saturating_add(1);
             continue;
         }
-        let region = Region::new(index, memory, is_of_shared_memory(cell, index));
-        entries.push(region.entry(&mut names));
+        let mut region = Region::new(index, memory, is_of_shared_memory(cell, index));
+        if !has_function(cell) {
+            // Jailhouse's own examples have the flag everywhere.
+            region.flags &= !MEMORY_DMA;
+        }
+        let pieces = region.pieces().into_iter();
+        entries.extend(pieces.map(|piece| piece.entry(&mut names)));
     }
     (entries, unused)
+}
+
+/// Whether the cell has a PCI function, which could reach memory.
+pub(super) fn has_function(cell: &CellBlob<'_>) -> bool {
+    let mut devices = cell.devices.iter();
+    devices.any(|device| device.kind == PCI_TYPE_DEVICE)
+}
+
+/// Whether any memory is open to DMA.
+pub(super) fn has_dma(cell: &CellBlob<'_>) -> bool {
+    let mut used = cell.memory.iter().filter(|memory| memory.size.get() != 0);
+    used.any(|memory| memory.flags.get() & MEMORY_DMA != 0)
 }
 
 /// Whether a region belongs to an ivshmem device.
@@ -65,6 +83,7 @@ enum Role {
     Ram,
 }
 
+#[derive(Clone)]
 struct Region {
     about: String,
     physical: u64,
@@ -217,6 +236,33 @@ impl Region {
         )
     }
 
+    /// The region, cut where Gaol wants it: a part of a page is within one page.
+    fn pieces(mut self) -> Vec<Self> {
+        let offset = self.guest % PAGE_SIZE;
+        let end = offset.saturating_add(self.size);
+        let is_within = end <= PAGE_SIZE || (offset == 0 && end.is_multiple_of(PAGE_SIZE));
+        if self.role != Role::PartOfPage || is_within || offset != self.physical % PAGE_SIZE {
+            return vec![self];
+        }
+        self.say("cut where a page begins, because Gaol wants registers that share a page within one page.");
+        let first = (PAGE_SIZE - offset) % PAGE_SIZE;
+        let last = end % PAGE_SIZE;
+        let sizes = [first, self.size.saturating_sub(first + last), last];
+        let mut start = 0u64;
+        let mut pieces = Vec::new();
+        for size in sizes.into_iter().filter(|size| *size != 0) {
+            let mut piece = self.clone();
+            piece.physical = self.physical.saturating_add(start);
+            piece.guest = self.guest.saturating_add(start);
+            piece.size = size;
+            start = start.saturating_add(size);
+            // What is to be said is said once.
+            self.notes.clear();
+            pieces.push(piece);
+        }
+        pieces
+    }
+
     fn name(&self, names: &[String]) -> String {
         match self.role {
             Role::Communication => "communication".to_owned(),
@@ -269,6 +315,7 @@ impl Region {
         }
         let _ = writeln!(text, "at = {at:#x}\nsize = \"{}\"", Size(self.size));
         match self.physical {
+            0 if is_registers => {}
             0 => self.say("at physical address 0 in the original: Linux gives the memory instead."),
             physical => {
                 let _ = writeln!(text, "physical = {physical:#x}");
