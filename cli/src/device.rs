@@ -19,6 +19,8 @@ pub enum DeviceError {
         errno: i32,
         /// The reason.
         outcome: Outcome,
+        /// Of a cell that there was no memory for: index of the region.
+        region: u32,
     },
 }
 
@@ -97,11 +99,20 @@ pub trait Device {
     /// Why not.
     fn disable(&mut self, force: bool) -> Result<Cost>;
 
-    /// Creates a cell.
+    /// Creates a cell; `pieces`: a region may be made of several pieces of memory.
     ///
     /// # Errors
     /// Why not.
-    fn create(&mut self, config: &[u8]) -> Result<Created>;
+    fn create(&mut self, config: &[u8], pieces: bool) -> Result<Created>;
+
+    /// Announces memory blocks, by address, that are about to be taken offline for the requests that follow.
+    ///
+    /// # Errors
+    /// Why not.
+    fn offer_memory(&mut self, blocks: &[u64], block_size: u64) -> Result<()>;
+
+    /// Ends what was announced: memory blocks that are not in use are anyone's then.
+    fn close(&mut self);
 
     /// Stops a cell and loads bytes into its memory.
     ///

@@ -1,5 +1,8 @@
 //! `/dev/gaol`: the device as it is.
 //!
+//! Requests go through one open file, which stands for this process in the module: memory blocks that are offered through it
+//! are for its requests.
+//!
 //! The only file of the command with `unsafe`: requests carry addresses of buffers, which no type can follow into the
 //! kernel, and mapped memory is shared with a cell.
 
@@ -7,13 +10,14 @@ use std::ffi::c_void;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr;
 
 use gaol_abi::driver::{
     CellCommand, CellCreateRequest, CellLoadRequest, CellReference, EnableRequest, FLAG_FORCE,
-    IOCTL_CELL_CREATE, IOCTL_CELL_DESTROY, IOCTL_CELL_LOAD, IOCTL_CELL_SHUTDOWN, IOCTL_CELL_START,
-    IOCTL_DISABLE, IOCTL_ENABLE, IOCTL_TYPE, LoadImage, MAX_LOAD_IMAGES,
+    FLAG_PIECES, IOCTL_CELL_CREATE, IOCTL_CELL_DESTROY, IOCTL_CELL_LOAD, IOCTL_CELL_SHUTDOWN,
+    IOCTL_CELL_START, IOCTL_DISABLE, IOCTL_ENABLE, IOCTL_MEMORY_OFFER, IOCTL_TYPE, LoadImage,
+    MAX_LOAD_IMAGES, MemoryOfferRequest,
 };
 use gaol_abi::outcome::{Outcome, Reason};
 use gaol_abi::{ABI_REVISION, NAME_LENGTH};
@@ -31,11 +35,17 @@ use crate::device::{
 /// The device that the module makes.
 pub struct Driver {
     path: PathBuf,
+    /// For all requests; opened for the first.
+    file: Option<File>,
 }
 
 /// A structure that the module reads and writes back.
 trait Request: Sized {
     fn outcome(&self) -> Outcome;
+    /// Index of the region that there was no memory for.
+    fn region(&self) -> u32 {
+        0
+    }
 }
 
 macro_rules! requests {
@@ -50,10 +60,20 @@ macro_rules! requests {
 
 requests!(
     EnableRequest,
-    CellCreateRequest,
     CellLoadRequest,
-    CellCommand
+    CellCommand,
+    MemoryOfferRequest
 );
+
+impl Request for CellCreateRequest {
+    fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    fn region(&self) -> u32 {
+        self.region
+    }
+}
 
 const ENABLE: Opcode = opcode::read_write::<EnableRequest>(IOCTL_TYPE, IOCTL_ENABLE);
 const DISABLE: Opcode = opcode::read_write::<CellCommand>(IOCTL_TYPE, IOCTL_DISABLE);
@@ -62,17 +82,19 @@ const LOAD: Opcode = opcode::read_write::<CellLoadRequest>(IOCTL_TYPE, IOCTL_CEL
 const START: Opcode = opcode::read_write::<CellCommand>(IOCTL_TYPE, IOCTL_CELL_START);
 const SHUTDOWN: Opcode = opcode::read_write::<CellCommand>(IOCTL_TYPE, IOCTL_CELL_SHUTDOWN);
 const DESTROY: Opcode = opcode::read_write::<CellCommand>(IOCTL_TYPE, IOCTL_CELL_DESTROY);
+const OFFER: Opcode = opcode::read_write::<MemoryOfferRequest>(IOCTL_TYPE, IOCTL_MEMORY_OFFER);
 
-fn refused(errno: Errno, outcome: Outcome) -> DeviceError {
+fn refused(errno: Errno, outcome: Outcome, region: u32) -> DeviceError {
     DeviceError::Refused {
         errno: errno.raw_os_error(),
         outcome,
+        region,
     }
 }
 
 /// Without a word of the module.
 fn failed(errno: Errno) -> DeviceError {
-    refused(errno, Outcome::new_zeroed())
+    refused(errno, Outcome::new_zeroed(), 0)
 }
 
 /// The address of a buffer as the module takes it.
@@ -95,29 +117,32 @@ fn reference(cell: &CellName) -> CellReference {
     }
 }
 
+fn open(path: &Path, flags: OFlags) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
+        .map_err(DeviceError::Open)
+}
+
 impl Driver {
-    /// The device at `path`, which is opened for each request.
+    /// The device at `path`.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path }
+        Self { path, file: None }
     }
 
-    fn open(&self, flags: OFlags) -> Result<File> {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(flags.bits() as i32)
-            .open(&self.path)
-            .map_err(DeviceError::Open)
-    }
-
-    fn request<const OPCODE: Opcode, T: Request>(&self, request: &mut T) -> Result<()> {
-        let file = self.open(OFlags::empty())?;
+    fn request<const OPCODE: Opcode, T: Request>(&mut self, request: &mut T) -> Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            closed => closed.insert(open(&self.path, OFlags::empty())?),
+        };
         // SAFETY: each opcode is used with the structure that it was made of (its size is part of it, and the module
         // refuses another), and all of these are plain data for which any bytes are valid. The buffers that they name
         // are borrowed by the callers until this returns, and the module only reads them.
-        let result = unsafe { ioctl::ioctl(&file, Updater::<OPCODE, T>::new(request)) };
-        result.map_err(|errno| refused(errno, request.outcome()))
+        let result = unsafe { ioctl::ioctl(&*file, Updater::<OPCODE, T>::new(request)) };
+        result.map_err(|errno| refused(errno, request.outcome(), request.region()))
     }
 }
 
@@ -154,9 +179,10 @@ impl Device for Driver {
         })
     }
 
-    fn create(&mut self, config: &[u8]) -> Result<Created> {
+    fn create(&mut self, config: &[u8], pieces: bool) -> Result<Created> {
         let mut request = CellCreateRequest {
             revision: ABI_REVISION,
+            flags: if pieces { FLAG_PIECES } else { 0 },
             config: address(config),
             config_size: config.len() as u64,
             ..CellCreateRequest::new_zeroed()
@@ -169,6 +195,21 @@ impl Device for Driver {
                 scrub_cycles: request.scrub_cycles,
             },
         })
+    }
+
+    fn offer_memory(&mut self, blocks: &[u64], block_size: u64) -> Result<()> {
+        let mut request = MemoryOfferRequest {
+            revision: ABI_REVISION,
+            block_count: u32::try_from(blocks.len()).unwrap_or(u32::MAX),
+            blocks: address(blocks),
+            block_size,
+            ..MemoryOfferRequest::new_zeroed()
+        };
+        self.request::<OFFER, _>(&mut request)
+    }
+
+    fn close(&mut self) {
+        self.file = None;
     }
 
     fn load(&mut self, cell: &CellName, loads: &[Load]) -> Result<Cost> {
@@ -221,11 +262,11 @@ impl Device for Driver {
             true => OFlags::empty(),
             false => OFlags::NONBLOCK,
         };
-        Ok(Box::new(self.open(flags)?))
+        Ok(Box::new(open(&self.path, flags)?))
     }
 
     fn shared_memory(&mut self, physical: u64, size: usize) -> Result<Vec<u64>> {
-        let file = self.open(OFlags::empty())?;
+        let file = open(&self.path, OFlags::empty())?;
         // SAFETY: a new mapping at an address that the kernel chooses touches nothing that exists.
         let memory = unsafe {
             rustix::mm::mmap(
@@ -309,6 +350,7 @@ mod tests {
         assert_eq!(START, expected(4, size_of::<CellCommand>()));
         assert_eq!(SHUTDOWN, expected(5, size_of::<CellCommand>()));
         assert_eq!(DESTROY, expected(6, size_of::<CellCommand>()));
+        assert_eq!(OFFER, expected(7, size_of::<MemoryOfferRequest>()));
     }
 
     #[test]
@@ -338,7 +380,7 @@ mod tests {
     #[test]
     fn a_file_that_is_no_device_refuses_without_a_reason() {
         let mut driver = Driver::new("/dev/null".into());
-        let Err(DeviceError::Refused { errno, outcome }) = driver.disable(false) else {
+        let Err(DeviceError::Refused { errno, outcome, .. }) = driver.disable(false) else {
             panic!("/dev/null takes no requests");
         };
         assert!(is_unknown_request(errno, &outcome));

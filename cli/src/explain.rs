@@ -18,6 +18,8 @@ pub struct Facts {
     pub vendor: Option<Vendor>,
     /// Size of the memory that was asked for.
     pub memory_size: u64,
+    /// Name of the region that it was for.
+    pub memory_name: Option<String>,
     /// An address at which that memory could be reserved.
     pub reservation: Option<u64>,
 }
@@ -106,14 +108,25 @@ pub fn reservation(size: u64, address: u64) -> String {
     format!("memmap={size}${address:#x}")
 }
 
-fn reserve(facts: &Facts) -> String {
+/// How to get memory that Linux could not give; `key` stands `place` in the configuration.
+fn reserve(facts: &Facts, key: &str, place: &str) -> String {
     let Some(address) = facts.reservation else {
-        return "Free some memory, or reserve it at boot with memmap=SIZE$ADDRESS.".to_owned();
+        return format!(
+            "End programs that use much memory. This machine has no place where {} could be reserved at boot, or Gaol may not see it.",
+            Size(facts.memory_size)
+        );
     };
     format!(
-        "Free some memory, or boot Linux with `{}` (in a GRUB file: \\$) and set `address = {address:#x}` under [hypervisor].",
+        "End programs that use much memory, or boot Linux with `{}` (in a GRUB file: \\$) and set `{key} = {address:#x}` {place}.",
         reservation(facts.memory_size, address)
     )
+}
+
+fn found(bytes: u64, what: &str) -> String {
+    match bytes {
+        0 => "nothing of it was found".to_owned(),
+        bytes => format!("{} {what}", Size(bytes)),
+    }
 }
 
 impl Facts {
@@ -173,10 +186,11 @@ fn of_launch(reason: Reason, detail: u64, facts: &Facts) -> Option<Words> {
         ),
         Reason::HypervisorMemory => words(
             format!(
-                "Linux could not give {} in one piece for the hypervisor",
-                Size(detail)
+                "Linux could not give {} in one piece for the hypervisor: {}",
+                Size(facts.memory_size),
+                found(detail, "is the largest piece that was found")
             ),
-            reserve(facts),
+            reserve(facts, "address", "under [hypervisor]"),
         ),
         Reason::MemoryNotReserved => words(
             format!("the memory at {detail:#x} is not reserved, or used by something else"),
@@ -410,10 +424,15 @@ fn of_cell(reason: Reason, detail: u64, facts: &Facts) -> Option<Words> {
         ),
         Reason::CellMemory => words(
             format!(
-                "Linux could not give {} in one piece for the cell",
-                Size(detail)
+                "Linux could not give {} for {}: {}",
+                Size(facts.memory_size),
+                facts
+                    .memory_name
+                    .as_ref()
+                    .map_or("the cell".to_owned(), |name| format!("memory \"{name}\"")),
+                found(detail, "is all that was found")
             ),
-            "Free some memory, or reserve it at boot with `memmap=` and set `physical`.",
+            reserve(facts, "physical", "for this memory"),
         ),
         Reason::ShutdownDenied => words(
             format!("{cell} denied the request to end"),
@@ -514,13 +533,14 @@ mod tests {
             cell: Some(CellName::Name("latency".to_owned())),
             vendor: Some(Vendor::Vmx),
             memory_size: 4 << 20,
+            memory_name: None,
             reservation: Some(0x3a00_0000),
         };
         let sentence = |reason, detail| explain(&outcome(reason, detail), &facts).unwrap();
-        let (memory, remedy) = sentence(Reason::HypervisorMemory, 4 << 20);
+        let (memory, remedy) = sentence(Reason::HypervisorMemory, 2 << 20);
         assert_eq!(
             memory,
-            "Linux could not give 4 MiB in one piece for the hypervisor"
+            "Linux could not give 4 MiB in one piece for the hypervisor: 2 MiB is the largest piece that was found"
         );
         assert!(remedy.contains("memmap=4M$0x3a000000") && remedy.contains("address = 0x3a000000"));
         let (_, remedy) = sentence(Reason::MemoryNotReserved, 0x3c00_0000);

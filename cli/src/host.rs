@@ -13,6 +13,7 @@ use crate::device::{Device, DeviceError};
 use crate::driver::{Driver, is_unknown_request};
 use crate::explain::{Facts, explain, place_of};
 use crate::failure::{Failure, Result, plain};
+use crate::memory::Memory;
 use crate::sysfs::Sysfs;
 
 /// Where the module makes its device.
@@ -24,8 +25,8 @@ const IMAGE_DIRECTORY: &str = "/lib/firmware/gaol";
 pub struct Host {
     /// What the module tells about itself.
     pub sysfs: Sysfs,
-    /// What the kernel tells about memory: /proc/iomem.
-    pub iomem: PathBuf,
+    /// The memory that Linux has.
+    pub memory: Memory,
     /// Directories to look for images in, in this order.
     pub image_directories: Vec<PathBuf>,
     /// Vendor of the CPU, if it is one that Gaol knows.
@@ -49,8 +50,8 @@ impl Host {
             .chain(beside_program)
             .collect();
         Self {
+            memory: Memory::real(&sysfs),
             sysfs: Sysfs::new(sysfs),
-            iomem: "/proc/iomem".into(),
             image_directories,
             vendor: vendor(),
             device: Box::new(Driver::new(DEVICE.into())),
@@ -64,6 +65,7 @@ impl Host {
             cell: cell.cloned(),
             vendor: self.vendor,
             memory_size: gaol_config::compile::DEFAULT_HYPERVISOR_SIZE,
+            memory_name: None,
             reservation: None,
         }
     }
@@ -72,10 +74,9 @@ impl Host {
     #[must_use]
     pub fn facts_of_system(&self, system: &System) -> Facts {
         let memory_size = system.view().header().hypervisor_size;
-        let iomem = fs::read_to_string(&self.iomem).unwrap_or_default();
         Facts {
             memory_size,
-            reservation: place_for_reservation(&iomem, memory_size),
+            reservation: self.memory.place_for_reservation(memory_size),
             ..self.facts(None)
         }
     }
@@ -85,7 +86,7 @@ impl Host {
     pub fn failure(&self, action: &str, error: DeviceError, facts: &Facts) -> Failure {
         let (errno, outcome) = match error {
             DeviceError::Open(error) => return open_failure(&error),
-            DeviceError::Refused { errno, outcome } => (errno, outcome),
+            DeviceError::Refused { errno, outcome, .. } => (errno, outcome),
         };
         let (sentence, remedy) = match explain(&outcome, facts) {
             Some(words) => words,
@@ -219,48 +220,5 @@ fn vendor() -> Option<Vendor> {
         "GenuineIntel" | "CentaurHauls" | "  Shanghai  " => Some(Vendor::Vmx),
         "AuthenticAMD" | "HygonGenuine" => Some(Vendor::Svm),
         _ => None,
-    }
-}
-
-/// An address for a reservation of `size` bytes: at the end of the last RAM below 4 GiB that is large enough to lose it.
-fn place_for_reservation(iomem: &str, size: u64) -> Option<u64> {
-    const ALIGNMENT: u64 = 2 << 20;
-    let ram = iomem.lines().filter_map(|line| {
-        let (range, name) = line.split_once(" : ")?;
-        let (first, last) = range.split_once('-')?;
-        // Indented lines are what is inside the RAM.
-        let first = u64::from_str_radix(first, 16).ok()?;
-        let last = u64::from_str_radix(last, 16).ok()?;
-        (name.trim() == "System RAM" && last > first && last < 1 << 32).then_some((first, last))
-    });
-    let (first, last) = ram
-        .filter(|(first, last)| (last - first) / 4 >= size)
-        .max_by_key(|(_, last)| *last)?;
-    let start = (last + 1).checked_sub(size)? & !(ALIGNMENT - 1);
-    (start >= first).then_some(start)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const IOMEM: &str = "\
-00000000-00000fff : Reserved
-00001000-0009efff : System RAM
-00100000-3ffeffff : System RAM
-  01000000-01e0ffff : Kernel code
-3fff0000-3fffffff : ACPI Tables
-100000000-13fffffff : System RAM
-";
-
-    #[test]
-    fn reservations_lie_at_the_end_of_low_memory() {
-        assert_eq!(place_for_reservation(IOMEM, 4 << 20), Some(0x3fa0_0000));
-        assert_eq!(place_for_reservation(IOMEM, 1 << 30), None);
-        assert_eq!(
-            place_for_reservation("00000000-00000000 : System RAM\n", 4 << 20),
-            None
-        );
-        assert_eq!(place_for_reservation("garbage", 4 << 20), None);
     }
 }

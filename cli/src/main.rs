@@ -12,6 +12,7 @@ mod driver;
 mod explain;
 mod failure;
 mod host;
+mod memory;
 mod output;
 mod sysfs;
 
@@ -27,8 +28,12 @@ use crate::failure::Failure;
 use crate::host::Host;
 
 fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Some(status) = memory::run_helper(&arguments) {
+        return ExitCode::from(status);
+    }
     let status = run(
-        std::env::args_os().collect(),
+        arguments,
         Host::real,
         &mut std::io::stdout(),
         &mut std::io::stderr(),
@@ -49,7 +54,12 @@ fn run(
         Err(error) => return usage(&error, wants_json, output, errors),
     };
     let mut asides = Vec::new();
-    match commands::run(&arguments.command, &mut host(), output, &mut asides) {
+    let mut host = host();
+    let result = commands::run(&arguments.command, &mut host, output, &mut asides);
+    for note in memory::give_back(&mut host) {
+        let _ = writeln!(errors, "gaol: {note}");
+    }
+    match result {
         Ok(report) => {
             if !arguments.json {
                 let _ = errors.write_all(&asides);

@@ -50,6 +50,28 @@ pub struct MemoryEntry {
     pub flags: u64,
 }
 
+/// What a memory block that is offline is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockUse {
+    /// A cell's or the hypervisor's.
+    Used,
+    /// Taken for a request that is under way.
+    Held,
+    /// Nobody's: to be brought online.
+    Idle,
+}
+
+/// A memory block of Linux that is offline for Gaol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockEntry {
+    /// Address.
+    pub physical: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What it is for.
+    pub usage: BlockUse,
+}
+
 /// A copy of the pages that the hypervisor publishes.
 pub struct PublicPages(Binary);
 
@@ -104,6 +126,23 @@ fn parse_memory(line: &str) -> Option<MemoryEntry> {
         guest: parse_hexadecimal(guest)?,
         size: parse_hexadecimal(size)?,
         flags: parse_hexadecimal(flags)?,
+    })
+}
+
+fn parse_block(line: &str) -> Option<BlockEntry> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [physical, size, usage] = fields[..] else {
+        return None;
+    };
+    Some(BlockEntry {
+        physical: parse_hexadecimal(physical)?,
+        size: parse_hexadecimal(size)?,
+        usage: match usage {
+            "used" => BlockUse::Used,
+            "held" => BlockUse::Held,
+            "idle" => BlockUse::Idle,
+            _ => return None,
+        },
     })
 }
 
@@ -274,6 +313,13 @@ impl Sysfs {
             .collect()
     }
 
+    /// The memory blocks that are offline for Gaol; none where the module is not loaded, or this user may not know.
+    #[must_use]
+    pub fn memory_blocks(&self) -> Vec<BlockEntry> {
+        let text = self.read("memory_blocks").unwrap_or_default();
+        text.lines().filter_map(parse_block).collect()
+    }
+
     /// The pages that the hypervisor publishes.
     ///
     /// # Errors
@@ -309,6 +355,22 @@ mod tests {
         );
         assert_eq!(cpus("x"), None);
         assert_eq!(cpus("1-"), None);
+    }
+
+    #[test]
+    fn block_lines_are_read() {
+        let entry = parse_block("0x18000000 0x8000000 idle").unwrap();
+        assert_eq!((entry.physical, entry.size), (0x1800_0000, 128 << 20));
+        assert_eq!(entry.usage, BlockUse::Idle);
+        for line in [
+            "",
+            "0x1 0x2",
+            "0x1 0x2 lost",
+            "x 0x2 idle",
+            "0x1 0x2 idle 3",
+        ] {
+            assert_eq!(parse_block(line), None, "{line}");
+        }
     }
 
     #[test]

@@ -7,4 +7,5 @@ mod configurations;
 mod enabling;
 mod hardware;
 mod importing;
+mod memory;
 mod watching;

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use gaol_abi::config::{MAX_MEMORY_REGIONS, MemoryRegion};
 use gaol_abi::driver::MAX_LOAD_IMAGES;
+use gaol_abi::outcome::Reason;
+use gaol_config::binary::name_text;
 use gaol_config::explain::{cpu_list, explain};
 use gaol_config::ledger::{Ledger, Machine};
 use gaol_config::quantity::Size;
@@ -15,8 +17,10 @@ use serde_json::{Value, json};
 
 use crate::arguments::{CellName, Content, Piece, Pieces};
 use crate::device::{Cost, Created, DeviceError, Load, Operation};
+use crate::explain::Facts;
 use crate::failure::{Failure, Result};
 use crate::host::{Host, read_bytes, read_configuration};
+use crate::memory::{Shortage, with_blocks};
 use crate::output::{Report, grouped};
 use crate::sysfs::CellEntry;
 
@@ -54,11 +58,24 @@ pub fn create(host: &mut Host, path: &Path) -> Result<Report> {
             .map_err(|problem| Failure::configuration(vec![problem]))?;
     }
     let view = cell.view();
-    let created = host
-        .device
-        .create(cell.bytes())
+    let created = create_from(host, cell.bytes())
         .map_err(|error| creation_failure(host, error, &cell, &ledger, &machine))?;
     Ok(created_report(created, view.name(), view.cpus()))
+}
+
+/// Creates a cell, with memory blocks where Linux' allocator does not give enough.
+fn create_from(host: &mut Host, bytes: &[u8]) -> crate::device::Result<Created> {
+    let binary = encode::Binary::new(bytes);
+    let size_of = |region: u32| {
+        let view = CellView::parse(binary.bytes()).ok()?;
+        let region = view.memory().get(usize::try_from(region).ok()?)?;
+        Some(region.size)
+    };
+    with_blocks(
+        host,
+        |error| Shortage::of(error, 0, size_of),
+        |host, pieces| host.device.create(bytes, pieces),
+    )
 }
 
 /// `gaol cell create --unchecked`: TOML is compiled, but nobody except module and hypervisor looks at the owners, nor at
@@ -72,9 +89,13 @@ pub fn create_unchecked(host: &mut Host, path: &Path) -> Result<Report> {
         Ok(Configuration::Cell(cell)) => cell.bytes().to_vec(),
         _ => file,
     };
-    let created = host.device.create(&bytes).map_err(|error| {
+    let created = create_from(host, &bytes).map_err(|error| {
         let action = format!("cannot create a cell from {}", path.display());
-        host.failure(&action, error, &host.facts(None))
+        let mut facts = host.facts(None);
+        if let Ok(view) = CellView::parse(encode::Binary::new(&bytes).bytes()) {
+            add_memory_facts(host, &error, &view, &mut facts);
+        }
+        host.failure(&action, error, &facts)
     })?;
     let cell = host.sysfs.find(&CellName::Id(created.id))?;
     Ok(created_report(created, &cell.name, cell.cpus))
@@ -157,6 +178,26 @@ fn as_configuration(
     Some(cell.encode())
 }
 
+/// What is to be said about the memory that the error is about.
+fn add_memory_facts(host: &Host, error: &DeviceError, cell: &CellView, facts: &mut Facts) {
+    let DeviceError::Refused {
+        outcome, region, ..
+    } = error
+    else {
+        return;
+    };
+    let mut regions = cell.memory().iter();
+    let concerned = match outcome.reason {
+        Reason::CellMemory => regions.nth(*region as usize),
+        _ => regions.find(|region| region.physical == outcome.detail),
+    };
+    if let Some(region) = concerned {
+        facts.memory_size = region.size;
+        facts.memory_name = name_text(&region.name).ok().map(str::to_owned);
+        facts.reservation = host.memory.place_for_reservation(region.size);
+    }
+}
+
 /// A refusal by the hypervisor, shown in the file where it is about what the file says.
 fn creation_failure(
     host: &Host,
@@ -165,8 +206,6 @@ fn creation_failure(
     ledger: &Ledger,
     machine: &Machine<'_>,
 ) -> Failure {
-    use gaol_abi::outcome::Reason;
-
     let name = cell.view().name().to_owned();
     if let DeviceError::Refused { outcome, .. } = &error {
         let is_explained = matches!(
@@ -191,12 +230,7 @@ fn creation_failure(
     }
     let action = format!("cannot create cell \"{name}\"");
     let mut facts = host.facts(Some(&CellName::Name(name)));
-    if let DeviceError::Refused { outcome, .. } = &error {
-        let view = cell.view();
-        let mut regions = view.memory().iter();
-        let at_address = regions.find(|region| region.physical == outcome.detail);
-        facts.memory_size = at_address.map_or(facts.memory_size, |region| region.size);
-    }
+    add_memory_facts(host, &error, &cell.view(), &mut facts);
     host.failure(&action, error, &facts)
 }
 

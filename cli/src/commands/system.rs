@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::arguments::EnableArguments;
 use crate::failure::{Failure, Result, plain};
 use crate::host::{Host, read_bytes, read_configuration};
+use crate::memory::{Shortage, with_blocks};
 use crate::output::{Report, grouped};
 
 /// `gaol enable`.
@@ -25,10 +26,13 @@ pub fn enable(host: &mut Host, arguments: &EnableArguments) -> Result<Report> {
         }
     };
     let (image_path, image) = host.image(arguments.image.as_deref())?;
-    let enabled = host
-        .device
-        .enable(&image, &bytes, arguments.fail_at)
-        .map_err(|error| host.failure("cannot enable Gaol", error, &facts))?;
+    let size = facts.memory_size;
+    let enabled = with_blocks(
+        host,
+        |error| Shortage::of(error, size, |_| None),
+        |host, _| host.device.enable(&image, &bytes, arguments.fail_at),
+    )
+    .map_err(|error| host.failure("cannot enable Gaol", error, &facts))?;
     let mut text = format!(
         "Gaol is enabled in {} at {:#x}, after {} cycles.\n",
         Size(enabled.region_size),

@@ -143,9 +143,9 @@ fn enable_says_what_is_missing_and_how_to_get_it() {
          Turn \"Intel Virtualization Technology\" on in the firmware setup, and boot again.\n"
     );
     assert_eq!(
-        say(Reason::HypervisorMemory, 4 << 20),
-        "gaol: cannot enable Gaol: Linux could not give 4 MiB in one piece for the hypervisor\n  \
-         Free some memory, or boot Linux with `memmap=4M$0x3fa00000` (in a GRUB file: \\$) and set \
+        say(Reason::HypervisorMemory, 2 << 20),
+        "gaol: cannot enable Gaol: Linux could not give 4 MiB in one piece for the hypervisor: 2 MiB is the largest \
+         piece that was found\n  End programs that use much memory, or boot Linux with `memmap=4M$0x3fa00000` (in a GRUB file: \\$) and set \
          `address = 0x3fa00000` under [hypervisor].\n"
     );
     assert_eq!(

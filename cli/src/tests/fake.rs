@@ -20,7 +20,11 @@ use crate::device::{
     Console, Cost, Created, Device, DeviceError, Enabled, Load, Operation, Result,
 };
 use crate::host::Host;
+use crate::memory::{Memory, Switch};
 use crate::sysfs::Sysfs;
+
+/// Bytes of a memory block.
+pub const BLOCK_SIZE: u64 = 128 << 20;
 
 /// What the device was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +36,9 @@ pub enum Request {
     },
     Disable(bool),
     Create(Vec<u8>),
+    /// The same, and regions may be in pieces.
+    CreateInPieces(Vec<u8>),
+    Offer(Vec<u64>, u64),
     Load(CellName, Vec<Load>),
     Command(Operation, CellName, bool),
     Console(bool),
@@ -41,25 +48,38 @@ pub enum Request {
 #[derive(Default)]
 pub struct Record {
     pub requests: Vec<Request>,
-    /// What to refuse the next request with.
-    pub refusal: Option<(i32, Outcome)>,
+    /// What to refuse the next requests with, and the region of a shortage.
+    pub refusals: VecDeque<(i32, Outcome, u32)>,
+    /// Memory blocks that were taken offline, and those brought online again.
+    pub offline: Vec<u64>,
+    pub online: Vec<u64>,
+    /// Memory blocks that do not go.
+    pub stuck: Vec<u64>,
     /// The error of opening the device.
     pub open_error: Option<io::ErrorKind>,
     pub console: VecDeque<Vec<u8>>,
     pub memory: Vec<u64>,
 }
 
-struct FakeDevice(Rc<RefCell<Record>>);
+struct FakeDevice {
+    record: Rc<RefCell<Record>>,
+    /// The module's list of memory blocks.
+    blocks: PathBuf,
+}
 
 impl FakeDevice {
     fn request<T>(&self, request: Request, answer: T) -> Result<T> {
-        let mut record = self.0.borrow_mut();
+        let mut record = self.record.borrow_mut();
         if let Some(kind) = record.open_error {
             return Err(DeviceError::Open(kind.into()));
         }
         record.requests.push(request);
-        match record.refusal.take() {
-            Some((errno, outcome)) => Err(DeviceError::Refused { errno, outcome }),
+        match record.refusals.pop_front() {
+            Some((errno, outcome, region)) => Err(DeviceError::Refused {
+                errno,
+                outcome,
+                region,
+            }),
             None => Ok(answer),
         }
     }
@@ -89,10 +109,29 @@ impl Device for FakeDevice {
         self.request(Request::Disable(force), COST)
     }
 
-    fn create(&mut self, config: &[u8]) -> Result<Created> {
+    fn create(&mut self, config: &[u8], pieces: bool) -> Result<Created> {
         let created = Created { id: 2, cost: COST };
-        self.request(Request::Create(config.to_vec()), created)
+        let request = match pieces {
+            true => Request::CreateInPieces(config.to_vec()),
+            false => Request::Create(config.to_vec()),
+        };
+        let created = self.request(request, created)?;
+        // A cell takes all blocks that there are.
+        if let Ok(text) = fs::read_to_string(&self.blocks) {
+            fs::write(&self.blocks, text.replace("idle", "used")).unwrap();
+        }
+        Ok(created)
     }
+
+    fn offer_memory(&mut self, blocks: &[u64], block_size: u64) -> Result<()> {
+        let mut record = self.record.borrow_mut();
+        record
+            .requests
+            .push(Request::Offer(blocks.to_vec(), block_size));
+        Ok(())
+    }
+
+    fn close(&mut self) {}
 
     fn load(&mut self, cell: &CellName, loads: &[Load]) -> Result<Cost> {
         self.request(Request::Load(cell.clone(), loads.to_vec()), COST)
@@ -111,14 +150,61 @@ impl Device for FakeDevice {
     }
 
     fn console(&mut self, follow: bool) -> Result<Box<dyn Console>> {
-        let text = std::mem::take(&mut self.0.borrow_mut().console);
+        let text = std::mem::take(&mut self.record.borrow_mut().console);
         let console: Box<dyn Console> = Box::new(FakeConsole(text));
         self.request(Request::Console(follow), console)
     }
 
     fn shared_memory(&mut self, physical: u64, size: usize) -> Result<Vec<u64>> {
-        let memory = self.0.borrow().memory.clone();
+        let memory = self.record.borrow().memory.clone();
         self.request(Request::Map(physical, size), memory)
+    }
+}
+
+/// Memory blocks whose states are files, like Linux'; the module's list follows.
+struct FakeSwitch {
+    record: Rc<RefCell<Record>>,
+    directory: PathBuf,
+    blocks: PathBuf,
+}
+
+impl FakeSwitch {
+    fn set(&self, block: u64, state: &str) {
+        fs::write(
+            self.directory.join(format!("memory{block}/state")),
+            format!("{state}\n"),
+        )
+        .unwrap();
+        let line = format!("{:#x} {BLOCK_SIZE:#x} ", block * BLOCK_SIZE);
+        let text = fs::read_to_string(&self.blocks).unwrap_or_default();
+        let others = text.lines().filter(|other| !other.starts_with(&line));
+        let mut lines: Vec<String> = others.map(str::to_owned).collect();
+        if state == "offline" {
+            lines.push(format!("{line}idle"));
+        }
+        fs::write(&self.blocks, lines.join("\n")).unwrap();
+    }
+}
+
+impl Switch for FakeSwitch {
+    fn offline(&mut self, block: u64) -> io::Result<()> {
+        let mut record = self.record.borrow_mut();
+        if record.stuck.contains(&block) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        record.offline.push(block);
+        self.set(block, "offline");
+        Ok(())
+    }
+
+    fn online(&mut self, block: u64) -> io::Result<()> {
+        let mut record = self.record.borrow_mut();
+        if record.stuck.contains(&block) {
+            return Err(io::Error::from_raw_os_error(16));
+        }
+        record.online.push(block);
+        self.set(block, "online");
+        Ok(())
     }
 }
 
@@ -237,6 +323,47 @@ impl Machine {
         machine
     }
 
+    /// Gives the machine memory blocks, 128 MiB each, the last of them free.
+    pub fn add_memory_blocks(&self, count: u64) {
+        self.write("sys/devices/system/memory/block_size_bytes", "8000000\n");
+        self.write("sys/devices/gaol/memory_blocks", "");
+        for number in 0..count {
+            for (file, text) in [
+                ("state", "online\n"),
+                ("removable", "1\n"),
+                ("valid_zones", "DMA32\n"),
+            ] {
+                let name = format!("sys/devices/system/memory/memory{number}/{file}");
+                self.write(&name, text);
+            }
+        }
+        let total = count * (BLOCK_SIZE >> 10);
+        self.write(
+            "meminfo",
+            &format!("MemTotal: {total} kB\nMemFree: 1 kB\nMemAvailable: {total} kB\n"),
+        );
+        self.write(
+            "iomem",
+            &format!(
+                "00100000-{:08x} : System RAM\n  01000000-01ffffff : Kernel code\n",
+                count * BLOCK_SIZE - 1
+            ),
+        );
+    }
+
+    /// Lets the device have no memory for a region in the next request.
+    pub fn run_short(&self, reason: Reason, found: u64, region: u32) {
+        let outcome = Outcome {
+            reason,
+            detail: found,
+            ..Outcome::new_zeroed()
+        };
+        self.record
+            .borrow_mut()
+            .refusals
+            .push_back((12, outcome, region));
+    }
+
     pub fn add_cell(
         &self,
         id: u32,
@@ -294,10 +421,22 @@ impl Machine {
     fn host(&self) -> Host {
         Host {
             sysfs: Sysfs::new(self.path("sys")),
-            iomem: self.path("iomem"),
+            memory: Memory {
+                directory: self.path("sys/devices/system/memory"),
+                meminfo: self.path("meminfo"),
+                iomem: self.path("iomem"),
+                switch: Box::new(FakeSwitch {
+                    record: self.record.clone(),
+                    directory: self.path("sys/devices/system/memory"),
+                    blocks: self.path("sys/devices/gaol/memory_blocks"),
+                }),
+            },
             image_directories: vec![self.path("nowhere"), self.path("images")],
             vendor: self.vendor,
-            device: Box::new(FakeDevice(self.record.clone())),
+            device: Box::new(FakeDevice {
+                record: self.record.clone(),
+                blocks: self.path("sys/devices/gaol/memory_blocks"),
+            }),
         }
     }
 
@@ -331,7 +470,10 @@ impl Machine {
             reserved: 0,
             detail,
         };
-        self.record.borrow_mut().refusal = Some((errno, outcome));
+        self.record
+            .borrow_mut()
+            .refusals
+            .push_back((errno, outcome, 0));
     }
 
     /// The only request that there was.
