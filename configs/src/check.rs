@@ -121,3 +121,6 @@ pub(crate) fn check_alone(cell: &Cell, system: Option<&System>) -> Result<(), Pr
     };
     add(&mut Ledger::new(), &machine, cell)
 }
+
+#[cfg(test)]
+mod tests;

@@ -261,7 +261,7 @@ impl Writer<'_> {
                 self.place_of_cpu(cpu),
                 "half a core",
                 format!("CPU {cpu} is one core with {noun} {theirs} of {owner}, which slows it down at times"),
-                format!("Give {noun} {theirs} to this cell as well, or take {noun} {theirs} offline in Linux."),
+                format!("Name {noun} {theirs} in `cpus` of this cell as well, even if only to be idle there."),
             )
         })
     }
