@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use crate::failure::{Failure, Result};
 use crate::output::Report;
 
-/// `gaol config collect`. What is wrong with the machine's tables is told on `errors`; it is collected all the same.
+/// `gaol config collect`. What is wrong with the machine's tables is told on `asides`; it is collected all the same.
 ///
 /// # Errors
 /// Why there is no file.
-pub fn run(source: Source, output: &Path, force: bool, errors: &mut dyn Write) -> Result<Report> {
+pub fn run(source: Source, output: &Path, force: bool, asides: &mut dyn Write) -> Result<Report> {
     let read_more = |source: &Source| {
         Facts::read(source);
     };
@@ -40,11 +40,11 @@ pub fn run(source: Source, output: &Path, force: bool, errors: &mut dyn Write) -
             Failure::file("write", output, &error, remedy)
         })?;
     for problem in &collection.problems {
-        let _ = writeln!(errors, "warning: {problem}\n  {}", problem.remedy());
+        let _ = writeln!(asides, "warning: {problem}\n  {}", problem.remedy());
     }
     if !collection.has_registers() {
         let _ = writeln!(
-            errors,
+            asides,
             "warning: no model-specific registers are in it, so that `gaol hardware check` can't judge it\n  \
              Load the module that offers them, and collect again: modprobe msr"
         );

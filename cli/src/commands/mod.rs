@@ -50,7 +50,7 @@ pub fn run(
         }) => config::check(system, cells, *cpus),
         Command::Config(ConfigCommand::Schema { kind }) => Ok(config::schema(*kind)),
         Command::Config(ConfigCommand::Collect { output, force }) => {
-            collect::run(collect::live()?, output, *force, errors)
+            collect::run(collect::live()?, output, *force, asides)
         }
         Command::Config(ConfigCommand::Import {
             file,
