@@ -1,16 +1,23 @@
 //! What the ledger's refusal of a cell means: the other party, the place in the file, the remedy.
 
-use gaol_abi::PAGE_SIZE;
-use gaol_abi::config::{MEMORY_ROOT_SHARED, MemoryRegion, PortRange};
+mod hardware;
+mod memory;
+mod system;
+
+use gaol_abi::config::{MACHINE_BAR_PORTS, PortRange};
 use gaol_abi::outcome::Reason;
 
-use crate::address::{Address, HostPhysical, Range};
-use crate::binary::{Refusal, guest_range, name_text, physical_range};
-use crate::compile::{Cell, RegionPlaces};
+use crate::binary::{Refusal, SystemView};
+use crate::compile::Cell;
 use crate::cpu_set::CpuSet;
-use crate::ledger::{APIC_PAGE, CellId, Ledger, Machine, PCI_CONFIGURATION_PORTS, ports_overlap};
+use crate::ledger::{
+    CellId, Ledger, Machine, PCI_CONFIGURATION_PORTS, find_device, function_number, ports_overlap,
+};
+use crate::pci::{FunctionAddress, FunctionId};
 use crate::problem::{Place, Problem};
-use crate::region_fault::region_fault;
+
+pub(crate) use memory::region_name;
+pub use system::explain_system;
 
 /// How to have memory without choosing its place.
 const LET_LINUX_CHOOSE: &str =
@@ -100,7 +107,22 @@ impl Explainer<'_> {
             Reason::RegionOverlap => self.overlapping_regions(),
             Reason::MemoryOwned | Reason::MemoryIsHypervisors => self.owned_memory(),
             Reason::MemoryIsInterruptController => self.interrupt_controller(),
+            Reason::MemoryIsPciConfiguration
+            | Reason::MemoryIsIommus
+            | Reason::MemoryIsReservedDma
+            | Reason::MemoryIsDevices => self.kept_memory(),
+            Reason::SharedRegionDiffers => self.differing_region(),
+            Reason::DmaOutsideMemory | Reason::MemoryUnknown => self.unknown_memory(),
             Reason::PortsOwned | Reason::PortsInvalid => self.ports(),
+            Reason::DeviceUnknown
+            | Reason::DeviceOwned
+            | Reason::DeviceIsBridge
+            | Reason::VectorBudget => self.device(),
+            Reason::DeviceGroupSplit => self.split_group(),
+            Reason::InterruptUnknown | Reason::InterruptOwned => self.interrupt(),
+            Reason::CacheWaysInvalid | Reason::CacheWaysOwned => self.cache_ways(),
+            Reason::MsrInvalid | Reason::MsrOwned => self.msr(),
+            Reason::Unsupported => self.unsupported(),
             Reason::ResetAddress => (
                 places.reset_address.clone(),
                 words(
@@ -192,142 +214,6 @@ impl Explainer<'_> {
         }
     }
 
-    fn region_places(&self, index: usize) -> Option<&RegionPlaces> {
-        self.cell.places.memory.get(index)
-    }
-
-    fn invalid_region(&self) -> (Option<Place>, Words) {
-        let view = self.cell.view();
-        let index = usize::try_from(self.refusal.detail).unwrap_or(usize::MAX);
-        let Some(region) = view.memory().get(index) else {
-            return (None, words("a memory region is not possible", "", ""));
-        };
-        let earlier = &view.memory()[..index];
-        let fault = region_fault(region, earlier, self.machine.physical_limit);
-        let place = self.region_places(index).map(|places| fault.place(places));
-        (place, fault.words(region))
-    }
-
-    fn overlapping_regions(&self) -> (Option<Place>, Words) {
-        let view = self.cell.view();
-        let index = usize::try_from(self.refusal.detail).unwrap_or(usize::MAX);
-        let places = self.region_places(index);
-        let Some(region) = view.memory().get(index) else {
-            return (None, words("two memory regions overlap", "", ""));
-        };
-        for other in &view.memory()[..index] {
-            let names = (region_name(region), region_name(other));
-            if let (Some(first), Some(second)) = (guest_range(region), guest_range(other))
-                && first.overlaps(second)
-            {
-                let place = places.map(|places| places.at.clone());
-                return (
-                    place,
-                    overlap_words(names, second, "in the cell's memory", "at"),
-                );
-            }
-            if let (Some(first), Some(second)) = (physical_range(region), physical_range(other))
-                && first.overlaps(second)
-            {
-                let place = places.and_then(|places| places.physical.clone());
-                return (
-                    place,
-                    overlap_words(names, second, "in physical memory", "physical"),
-                );
-            }
-        }
-        (None, words("two memory regions overlap", "", ""))
-    }
-
-    /// The region that contains the physical address of the refusal.
-    fn region_at_detail(&self) -> Option<(usize, &MemoryRegion, Range<HostPhysical>)> {
-        let address = HostPhysical(self.refusal.detail);
-        let mut regions = self.cell.view().memory().iter().enumerate();
-        regions.find_map(|(index, region)| {
-            // The view borrows from the cell, which lives as long as the explainer.
-            let range = physical_range(region).filter(|range| range.contains(address))?;
-            Some((index, region, range))
-        })
-    }
-
-    fn owned_memory(&self) -> (Option<Place>, Words) {
-        let address = self.refusal.detail;
-        let Some((index, region, range)) = self.region_at_detail() else {
-            return (
-                None,
-                words(
-                    format!("memory at {address:#x} is taken"),
-                    "",
-                    LET_LINUX_CHOOSE,
-                ),
-            );
-        };
-        let place = self
-            .region_places(index)
-            .and_then(|places| places.physical.clone());
-        let name = region_name(region);
-        let is_hypervisors = self.refusal.reason == Reason::MemoryIsHypervisors;
-        let owner = if is_hypervisors {
-            "the hypervisor's memory".to_owned()
-        } else {
-            let page = Range::new(HostPhysical(address), 1).unwrap_or(range);
-            let user = self.ledger.user_of_memory(page);
-            let user = user.map_or("another cell".to_owned(), |id| self.name_of(id));
-            format!("memory of {user}")
-        };
-        let remedy = if region.flags & MEMORY_ROOT_SHARED != 0 && !is_hypervisors {
-            "Memory that cells share has the same address, size and kind and `shared-with-root = true` in each of them."
-        } else {
-            LET_LINUX_CHOOSE
-        };
-        (
-            place,
-            words(
-                format!("memory region {name:?} covers {owner} from {address:#x} on"),
-                "taken",
-                remedy,
-            ),
-        )
-    }
-
-    fn interrupt_controller(&self) -> (Option<Place>, Words) {
-        if let Some((index, region, _)) = self.region_at_detail() {
-            let place = self
-                .region_places(index)
-                .and_then(|places| places.physical.clone());
-            let message = format!(
-                "memory region {:?} covers an interrupt controller at {:#x}, which the hypervisor keeps",
-                region_name(region),
-                self.refusal.detail
-            );
-            let remedy = "Leave that page out. Cells have their own APIC without naming it.";
-            return (place, words(message, "registers of APIC or IOAPIC", remedy));
-        }
-        let covers_apic = |region: &MemoryRegion| {
-            let apic = Range::new(Address::new(APIC_PAGE), PAGE_SIZE);
-            guest_range(region)
-                .zip(apic)
-                .is_some_and(|(range, apic)| range.overlaps(apic))
-        };
-        let view = self.cell.view();
-        let index = view.memory().iter().position(covers_apic).unwrap_or(0);
-        let place = self.region_places(index).map(|places| places.at.clone());
-        let name = view
-            .memory()
-            .get(index)
-            .map_or_else(String::new, region_name);
-        (
-            place,
-            words(
-                format!(
-                    "memory region {name:?} covers {APIC_PAGE:#x}, where the cell's CPUs have their APIC"
-                ),
-                "covers the APIC",
-                "Let the region end below it, or begin above.",
-            ),
-        )
-    }
-
     fn ports(&self) -> (Option<Place>, Words) {
         let view = self.cell.view();
         let first = self.refusal.detail;
@@ -350,6 +236,28 @@ impl Explainer<'_> {
             );
         };
         (place, self.port_words(*range, is_invalid))
+    }
+
+    /// A PCI function that has some of the ports, and is not the cell's.
+    fn device_with_ports(&self, range: PortRange) -> Option<String> {
+        let system = self.machine.system?;
+        let reach = |bar: &&gaol_abi::config::MachineBar| {
+            let ports = bar.address..bar.address.saturating_add(bar.size);
+            let end = u64::from(range.first) + u64::from(range.count);
+            bar.flags & MACHINE_BAR_PORTS != 0
+                && bar.address != 0
+                && ports.start < end
+                && u64::from(range.first) < ports.end
+        };
+        let owners = system.bars().iter().filter(reach).filter_map(|bar| {
+            let device = system.devices().get(usize::from(bar.device))?;
+            Some(function_number(device.segment, device.function))
+        });
+        let view = self.cell.view();
+        let mut others = owners.filter(|device| !crate::ledger::has_device(&view, *device));
+        others
+            .next()
+            .map(|device| device_text(Some(&system), device))
     }
 
     fn port_words(&self, range: PortRange, is_invalid: bool) -> Words {
@@ -387,6 +295,13 @@ impl Explainer<'_> {
                 "Leave them out, or move the console in the system file: `uart = { port = ... }`.",
             );
         }
+        if let Some(device) = self.device_with_ports(range) {
+            return words(
+                format!("{ports} {reach} of PCI function {device}, which is not the cell's"),
+                "registers of a device",
+                "Leave them out, or give the cell the function under `devices`.",
+            );
+        }
         let owner = (first..=u16::try_from(last).unwrap_or(u16::MAX))
             .map(|port| self.ledger.owner_of_port(port))
             .find(|owner| *owner != CellId::ROOT)
@@ -399,22 +314,27 @@ impl Explainer<'_> {
     }
 }
 
-pub(crate) fn region_name(region: &MemoryRegion) -> String {
-    name_text(&region.name).unwrap_or_default().to_owned()
+/// A PCI function as people name it.
+fn device_text(system: Option<&SystemView<'_>>, detail: u64) -> String {
+    let address = FunctionAddress::from_detail(detail);
+    match system.and_then(|system| find_device(system, detail)) {
+        Some(device) => format!("{address} ({})", FunctionId::from(device)),
+        None => address.to_string(),
+    }
 }
 
-fn overlap_words<A: Address>(
-    (name, other): (String, String),
-    range: Range<A>,
-    place: &str,
-    key: &str,
-) -> Words {
-    let (start, end) = (range.start().value(), range.end().value());
-    words(
-        format!("memory regions {name:?} and {other:?} overlap {place}"),
-        "overlaps",
-        format!("{other:?} is from {start:#x} to {end:#x}: set `{key}` to {end:#x} or beyond."),
-    )
+/// The PCI function with registers at an address in memory.
+fn device_at(system: &SystemView<'_>, address: u64) -> Option<u64> {
+    let mut bars = system.bars().iter();
+    let bar = bars.find(|bar| {
+        bar.flags & MACHINE_BAR_PORTS == 0
+            && bar.address != 0
+            && address
+                .checked_sub(bar.address)
+                .is_some_and(|into| into < bar.size)
+    })?;
+    let device = system.devices().get(usize::from(bar.device))?;
+    Some(function_number(device.segment, device.function))
 }
 
 #[cfg(test)]

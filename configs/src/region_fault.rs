@@ -5,10 +5,13 @@
 
 use gaol_abi::PAGE_SIZE;
 use gaol_abi::config::{
-    MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE, MEMORY_LOADABLE, MEMORY_READ,
-    MEMORY_ROOT_SHARED, MEMORY_WRITE, MemoryRegion,
+    MEMORY_COMMUNICATION, MEMORY_CONTINUED, MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE,
+    MEMORY_LOADABLE, MEMORY_READ, MEMORY_ROOT_SHARED, MEMORY_SHARED, MEMORY_TYPE_MASK,
+    MEMORY_TYPE_UNCACHEABLE, MEMORY_TYPE_WRITE_BACK, MEMORY_TYPE_WRITE_COMBINING, MEMORY_WIDTHS,
+    MEMORY_WRITE, MemoryRegion,
 };
 
+use crate::binary::guest_range;
 use crate::compile::RegionPlaces;
 use crate::explain::{Words, region_name, words};
 use crate::problem::Place;
@@ -21,6 +24,14 @@ pub(crate) enum RegionFault {
     CommunicationFlags,
     DeviceFlags,
     LoadableAndShared,
+    WidthsOfRam,
+    UnknownType,
+    CachedDevice,
+    CachedWidths,
+    WidthUnaligned,
+    OtherOffset,
+    CrossesPage,
+    PieceApart,
     GuestUnaligned,
     PhysicalUnaligned,
     SizeUnaligned,
@@ -42,7 +53,11 @@ pub(crate) fn region_fault(
     limit: u64,
 ) -> RegionFault {
     let has = |flags: u64| region.flags & flags != 0;
-    let unaligned = |value: u64| !value.is_multiple_of(PAGE_SIZE);
+    let widths = region.flags & MEMORY_WIDTHS;
+    let unaligned = |value: u64| widths == 0 && !value.is_multiple_of(PAGE_SIZE);
+    let offset = |address: u64| address % PAGE_SIZE;
+    let all = region.guest | region.physical | region.size;
+    let kind = region.flags & MEMORY_TYPE_MASK;
     let too_high = |start: u64| start.checked_add(region.size).is_none_or(|end| end > limit);
     let is_communication = has(MEMORY_COMMUNICATION);
     let communication = MEMORY_COMMUNICATION | MEMORY_READ | MEMORY_WRITE;
@@ -54,17 +69,42 @@ pub(crate) fn region_fault(
             RegionFault::CommunicationFlags,
         ),
         (
-            has(MEMORY_DEVICE) && has(MEMORY_EXECUTE | MEMORY_LOADABLE | MEMORY_DMA),
+            has(MEMORY_DEVICE)
+                && has(MEMORY_EXECUTE | MEMORY_LOADABLE | MEMORY_DMA | MEMORY_CONTINUED),
             RegionFault::DeviceFlags,
         ),
         (
-            has(MEMORY_LOADABLE) && has(MEMORY_ROOT_SHARED),
+            has(MEMORY_LOADABLE) && has(MEMORY_ROOT_SHARED | MEMORY_SHARED),
             RegionFault::LoadableAndShared,
+        ),
+        (widths != 0 && !has(MEMORY_DEVICE), RegionFault::WidthsOfRam),
+        (kind > MEMORY_TYPE_WRITE_BACK, RegionFault::UnknownType),
+        (
+            has(MEMORY_DEVICE) && kind > MEMORY_TYPE_WRITE_COMBINING,
+            RegionFault::CachedDevice,
+        ),
+        (
+            widths != 0 && kind > MEMORY_TYPE_UNCACHEABLE,
+            RegionFault::CachedWidths,
         ),
         (region.size == 0, RegionFault::Empty),
         (unaligned(region.size), RegionFault::SizeUnaligned),
         (unaligned(region.guest), RegionFault::GuestUnaligned),
         (unaligned(region.physical), RegionFault::PhysicalUnaligned),
+        (
+            widths != 0 && !all.is_multiple_of(smallest_width(region)),
+            RegionFault::WidthUnaligned,
+        ),
+        (
+            widths != 0 && offset(region.guest) != offset(region.physical),
+            RegionFault::OtherOffset,
+        ),
+        (
+            widths != 0
+                && offset(all) != 0
+                && offset(region.physical).saturating_add(region.size) > PAGE_SIZE,
+            RegionFault::CrossesPage,
+        ),
         (too_high(region.guest), RegionFault::GuestTooHigh),
         (
             is_communication && region.size != PAGE_SIZE,
@@ -80,8 +120,12 @@ pub(crate) fn region_fault(
             RegionFault::SecondCommunication,
         ),
         (
-            earlier.iter().any(|other| other.name == region.name),
+            !has(MEMORY_CONTINUED) && earlier.iter().any(|other| other.name == region.name),
             RegionFault::SameName,
+        ),
+        (
+            has(MEMORY_CONTINUED) && !goes_on(region, earlier.last()),
+            RegionFault::PieceApart,
         ),
         (
             has(MEMORY_DEVICE) && region.physical == 0,
@@ -92,6 +136,21 @@ pub(crate) fn region_fault(
     faults
         .next()
         .map_or(RegionFault::NotPlaced, |(_, fault)| *fault)
+}
+
+/// Bytes of the smallest access that is let through; 1 without access widths.
+fn smallest_width(region: &MemoryRegion) -> u64 {
+    let widths = (region.flags & MEMORY_WIDTHS) >> MEMORY_WIDTHS.trailing_zeros();
+    1 << widths.trailing_zeros().min(3)
+}
+
+/// Whether a piece goes on where the record before it ends.
+fn goes_on(region: &MemoryRegion, last: Option<&MemoryRegion>) -> bool {
+    last.is_some_and(|last| {
+        last.name == region.name
+            && guest_range(last).is_some_and(|range| range.end().0 == region.guest)
+            && (last.flags | MEMORY_CONTINUED) == region.flags
+    })
 }
 
 impl RegionFault {
@@ -105,19 +164,26 @@ impl RegionFault {
             Self::NotReadable => or_name(&places.access),
             Self::CommunicationFlags => first_of(&[
                 &places.loadable,
+                &places.shared,
                 &places.shared_with_root,
                 &places.dma,
+                &places.cache,
+                &places.widths,
                 &places.access,
             ]),
             Self::DeviceFlags => first_of(&[&places.loadable, &places.dma, &places.access]),
             Self::LoadableAndShared => or_name(&places.loadable),
+            Self::WidthsOfRam => or_name(&places.widths),
+            Self::UnknownType | Self::CachedDevice | Self::CachedWidths => or_name(&places.cache),
+            Self::WidthUnaligned | Self::CrossesPage => or_name(&places.size),
+            Self::OtherOffset => places.at.clone(),
             Self::GuestUnaligned | Self::GuestTooHigh => places.at.clone(),
             Self::PhysicalUnaligned | Self::PhysicalTooHigh | Self::CommunicationPhysical => {
                 or_name(&places.physical)
             }
             Self::SizeUnaligned | Self::Empty | Self::CommunicationSize => or_name(&places.size),
             Self::SecondCommunication | Self::DeviceWithoutPhysical => or_name(&places.kind),
-            Self::SameName | Self::NotPlaced => places.name.clone(),
+            Self::SameName | Self::PieceApart | Self::NotPlaced => places.name.clone(),
         }
     }
 
@@ -144,9 +210,66 @@ impl RegionFault {
                 "Take the underlined key out, or make it `kind = \"ram\"`.",
             ),
             Self::LoadableAndShared => words(
-                format!("{subject} is both loadable and shared with the root cell"),
-                "not together with `shared-with-root`",
-                "Take `loadable` out: the root cell sees shared memory all the time.",
+                match region.flags & MEMORY_ROOT_SHARED {
+                    0 => format!("{subject} is both loadable and shared with other cells"),
+                    _ => format!("{subject} is both loadable and shared with the root cell"),
+                },
+                match region.flags & MEMORY_ROOT_SHARED {
+                    0 => "not together with `shared`",
+                    _ => "not together with `shared-with-root`",
+                },
+                match region.flags & MEMORY_ROOT_SHARED {
+                    0 => "Take `loadable` out, or add `shared-with-root = true` instead of it.",
+                    _ => "Take `loadable` out: the root cell sees shared memory all the time.",
+                },
+            ),
+            Self::WidthsOfRam => words(
+                format!("{subject} is RAM, and has access widths"),
+                "for registers of devices",
+                "Take `widths` out, or make it `kind = \"device\"`.",
+            ),
+            Self::UnknownType => words(
+                format!("{subject} has a memory type that does not exist"),
+                "unknown",
+                "Compile the configuration again from its TOML file.",
+            ),
+            Self::CachedDevice => words(
+                format!("{subject} is a device, and would be cached"),
+                "not for registers",
+                "Write \"uncacheable\" or \"write-combining\"; memory on a device is `kind = \"ram\"`.",
+            ),
+            Self::CachedWidths => words(
+                format!("{subject} has access widths, and is not uncacheable"),
+                "not with access widths",
+                "Take `cache` out: the hypervisor makes each of these accesses for itself.",
+            ),
+            Self::WidthUnaligned => words(
+                format!(
+                    "{subject} is not made of whole accesses of {} bytes",
+                    smallest_width(region)
+                ),
+                "not whole accesses",
+                "Address and size are multiples of the smallest width.",
+            ),
+            Self::OtherOffset => words(
+                format!(
+                    "{subject} is at another place in its page for the cell than in the machine"
+                ),
+                "another offset",
+                format!(
+                    "The last three digits are {:03x}, as in `physical`.",
+                    region.physical & (PAGE_SIZE - 1)
+                ),
+            ),
+            Self::CrossesPage => words(
+                format!("{subject} is neither a part of one page nor made of whole pages"),
+                "crosses a page",
+                "Make it two regions: one for each page.",
+            ),
+            Self::PieceApart => words(
+                format!("a piece of {subject} does not go on where the one before it ends"),
+                "in pieces",
+                "Compile the configuration again from its TOML file.",
             ),
             Self::Empty => words(
                 format!("{subject} is empty"),
