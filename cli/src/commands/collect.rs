@@ -19,9 +19,7 @@ use crate::output::Report;
 /// # Errors
 /// Why there is no file.
 pub fn run(source: Source, output: &Path, force: bool, asides: &mut dyn Write) -> Result<Report> {
-    let read_more = |source: &Source| {
-        Facts::read(source);
-    };
+    let read_more = |source: &Source| drop(Facts::read(source));
     let collection = collect(source, read_more).map_err(|problems| failure(&problems))?;
     let is_compressed = output
         .extension()
@@ -145,13 +143,13 @@ mod tests {
     fn what_is_collected_reads_the_same() {
         for name in ["plain.tar", "compressed.tar.gz"] {
             let file = Scratch::new(name);
-            let mut errors = Vec::new();
+            let mut asides = Vec::new();
             let source = || machine("00001000-0009efff : System RAM\n");
-            let report = run(source(), &file.0, false, &mut errors).unwrap();
+            let report = run(source(), &file.0, false, &mut asides).unwrap();
             assert_eq!(report.json["ok"], true);
-            let errors = String::from_utf8(errors).unwrap();
-            assert!(errors.contains("warning: ACPI table APIC: "), "{errors}");
-            assert!(errors.contains("modprobe msr"), "{errors}");
+            let asides = String::from_utf8(asides).unwrap();
+            assert!(asides.contains("warning: ACPI table APIC: "), "{asides}");
+            assert!(asides.contains("modprobe msr"), "{asides}");
             let collected = Source::open(&file.0).unwrap();
             assert_eq!(
                 collected.read_text("/proc/cmdline").unwrap(),
