@@ -16,6 +16,8 @@ pub mod check;
 pub mod compile;
 pub mod cpu_set;
 #[cfg(feature = "std")]
+pub mod create;
+#[cfg(feature = "std")]
 pub mod encode;
 #[cfg(feature = "std")]
 pub mod explain;
@@ -26,6 +28,8 @@ pub mod json_schema;
 pub mod ledger;
 #[cfg(feature = "std")]
 pub mod pci;
+#[cfg(feature = "std")]
+pub mod plan;
 #[cfg(feature = "std")]
 pub mod problem;
 #[cfg(feature = "std")]
