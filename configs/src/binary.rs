@@ -87,21 +87,24 @@ fn check_preamble(bytes: &[u8], signature: [u8; 8], most: u64) -> Result<u32, Re
     Ok(preamble.flags)
 }
 
-/// The text of a name: not empty, only graphic ASCII characters (no spaces: names stand in tables), then zeros.
-///
-/// # Errors
-/// [`Reason::NameInvalid`].
-pub fn name_text(name: &[u8; NAME_LENGTH]) -> Result<&str, Refusal> {
+/// Checks a name: not empty, only graphic ASCII characters (no spaces: names stand in tables), then zeros. Returns the
+/// text's bytes.
+fn check_name(name: &[u8; NAME_LENGTH]) -> Result<&[u8], Refusal> {
     let invalid = Refusal::new(Reason::NameInvalid, 0);
     let end = name.iter().position(|byte| *byte == 0).ok_or(invalid)?;
     let (text, padding) = name.split_at_checked(end).ok_or(invalid)?;
     let good = !text.is_empty()
         && text.iter().all(u8::is_ascii_graphic)
         && padding.iter().all(|byte| *byte == 0);
-    if !good {
-        return Err(invalid);
-    }
-    core::str::from_utf8(text).map_err(|_| invalid)
+    good.then_some(text).ok_or(invalid)
+}
+
+/// The text of a name: not empty, only graphic ASCII characters (no spaces: names stand in tables), then zeros.
+///
+/// # Errors
+/// [`Reason::NameInvalid`].
+pub fn name_text(name: &[u8; NAME_LENGTH]) -> Result<&str, Refusal> {
+    core::str::from_utf8(check_name(name)?).map_err(|_| Refusal::new(Reason::NameInvalid, 0))
 }
 
 /// The arrays behind a header, taken off one after the other.
@@ -136,7 +139,7 @@ impl<'a> Arrays<'a> {
 /// Checks names and flags of memory regions.
 fn check_regions(regions: &[MemoryRegion]) -> Result<(), Refusal> {
     for (index, region) in (0u64..).zip(regions) {
-        name_text(&region.name)?;
+        check_name(&region.name)?;
         if region.flags & !MEMORY_ALL_FLAGS != 0 {
             return Err(Refusal::new(Reason::RegionInvalid, index));
         }
@@ -159,7 +162,6 @@ fn check_msrs(msrs: &[MsrAccess]) -> Result<(), Refusal> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SystemView<'a> {
     header: &'a SystemHeader,
-    name: &'a str,
     ranges: &'a [MachineRange],
     bars: &'a [MachineBar],
     root_memory: &'a [MemoryRegion],
@@ -185,9 +187,9 @@ impl<'a> SystemView<'a> {
             return Err(invalid);
         }
         let mut arrays = Arrays { rest, invalid };
+        check_name(&header.name)?;
         let view = Self {
             header,
-            name: name_text(&header.name)?,
             ranges: arrays.take(header.range_count, MAX_MACHINE_RANGES)?,
             bars: arrays.take(header.bar_count, MAX_MACHINE_BARS)?,
             root_memory: arrays.take(header.root_memory_count, MAX_MEMORY_REGIONS)?,
@@ -287,7 +289,8 @@ impl<'a> SystemView<'a> {
     /// Name of the root cell.
     #[must_use]
     pub fn name(&self) -> &'a str {
-        self.name
+        // Checked when the view was made.
+        name_text(&self.header.name).unwrap_or_default()
     }
 
     /// The hypervisor's memory, once its place is known.
@@ -322,7 +325,6 @@ impl<'a> SystemView<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct CellView<'a> {
     header: &'a CellHeader,
-    name: &'a str,
     memory: &'a [MemoryRegion],
     msrs: &'a [MsrAccess],
     interrupts: &'a [Interrupt],
@@ -340,9 +342,9 @@ impl<'a> CellView<'a> {
         let flags = check_preamble(bytes, CELL_SIGNATURE, MAX_CELL_SIZE)?;
         let (header, rest) = CellHeader::ref_from_prefix(bytes).map_err(|_| invalid)?;
         let mut arrays = Arrays { rest, invalid };
+        check_name(&header.name)?;
         let view = Self {
             header,
-            name: name_text(&header.name)?,
             memory: arrays.take(header.memory_region_count, MAX_MEMORY_REGIONS)?,
             msrs: arrays.take(header.msr_count, MAX_MSRS)?,
             interrupts: arrays.take(header.interrupt_count, MAX_INTERRUPTS)?,
@@ -372,7 +374,8 @@ impl<'a> CellView<'a> {
     /// Name of the cell.
     #[must_use]
     pub fn name(&self) -> &'a str {
-        self.name
+        // Checked when the view was made.
+        name_text(&self.header.name).unwrap_or_default()
     }
 
     /// The cell's CPUs.

@@ -42,6 +42,6 @@ global_asm!(
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    log::error!("Gaol: {info}: this CPU stops");
+    gaol_hypervisor::trace::console::report(info);
     gaol_hypervisor::processor::halt_for_ever()
 }

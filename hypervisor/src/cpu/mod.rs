@@ -221,7 +221,7 @@ pub fn register(index: u32, apic_id: u32) {
 }
 
 /// The CPU with this APIC id.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn by_apic_id(apic_id: u32) -> Option<&'static CpuShared> {
     match BY_APIC_ID.get(apic_id as usize) {

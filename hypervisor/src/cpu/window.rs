@@ -56,7 +56,7 @@ impl Windows {
     }
 
     /// Reads the aligned 8 bytes at `physical`.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn read_u64(&self, physical: HostPhysical) -> u64 {
         // SAFETY: the window maps the page; the access is aligned and volatile, and any bit pattern is a u64.
@@ -84,7 +84,7 @@ impl Windows {
     }
 
     /// 16 bytes at `physical`, the first the lowest. They lie in one page.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn read_16(&self, physical: HostPhysical) -> u128 {
         // SAFETY: the caller asks for 16 bytes inside the page; unaligned reads are fine on x86, any pattern is valid.

@@ -45,9 +45,14 @@ impl GuestMemory for Reader<'_> {
 
 /// Where the guest's memory at `address` is. `None`: it has none there. For the root that is the same address, unless it
 /// belongs to somebody else; a cell's EPT is looked at.
-#[inline]
 #[must_use]
 pub fn to_physical(cpu: &PerCpu, address: u64) -> Option<HostPhysical> {
+    to_physical_inline(cpu, address)
+}
+
+/// [`to_physical`] where instructions are counted.
+#[inline(always)]
+fn to_physical_inline(cpu: &PerCpu, address: u64) -> Option<HostPhysical> {
     if cpu.is_root {
         let own = address < parameters::physical_end() && system::is_roots(address);
         return own.then_some(HostPhysical::new(address));
@@ -179,13 +184,13 @@ fn locate(cpu: &PerCpu, rip: u64) -> Option<HostPhysical> {
     // At most five rounds: the shift goes down by 9 to 12.
     loop {
         let slot = (table & ADDRESS_MASK) | ((rip.wrapping_shr(shift) & 0x1ff) << 3);
-        let entry = cpu.windows.read_u64(to_physical(cpu, slot)?);
+        let entry = cpu.windows.read_u64(to_physical_inline(cpu, slot)?);
         if entry & present == 0 {
             return None;
         }
         if shift == 12 || entry & large != 0 {
             let offset = 1u64.wrapping_shl(shift).wrapping_sub(1);
-            return to_physical(cpu, (entry & ADDRESS_MASK & !offset) | (rip & offset));
+            return to_physical_inline(cpu, (entry & ADDRESS_MASK & !offset) | (rip & offset));
         }
         table = entry;
         shift = shift.wrapping_sub(9);

@@ -230,7 +230,7 @@ pub fn halt_for_ever() -> ! {
 ///
 /// # Safety
 /// Reading the port has no effect that the hypervisor depends on not happening.
-#[inline]
+#[inline(always)]
 pub unsafe fn port_read(port: u16, size: u32) -> u32 {
     let mut value: u32 = u32::MAX;
     // SAFETY: port accesses touch no memory; the caller vouches for the port.
@@ -259,7 +259,7 @@ pub unsafe fn port_read(port: u16, size: u32) -> u32 {
 ///
 /// # Safety
 /// As for [`port_read`].
-#[inline]
+#[inline(always)]
 pub unsafe fn port_write(port: u16, size: u32, value: u32) {
     // SAFETY: as in `port_read`.
     unsafe {

@@ -108,6 +108,16 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
+/// Reports a panic. Not by `{info}`: that would be the only use of padded strings in the image, a KiB of code.
+pub fn report(info: &core::panic::PanicInfo<'_>) {
+    let (file, line) = info
+        .location()
+        .map_or(("?", 0), |place| (place.file(), place.line()));
+    let _ = Console.write_str("Gaol: panic at ");
+    let _ = Console.write_str(file);
+    let _ = writeln!(Console, ":{line}: {}: this CPU stops", info.message());
+}
+
 /// Sends the `log` macros to the console.
 pub fn start() {
     // A second launch in one boot starts from a fresh image, so it is the first caller in each.
