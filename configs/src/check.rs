@@ -5,8 +5,8 @@
 
 use crate::compile::{Cell, System};
 use crate::cpu_set::CpuSet;
-use crate::explain::explain;
-use crate::ledger::{Ledger, Machine, Placement};
+use crate::explain::{explain, explain_system};
+use crate::ledger::{self, Ledger, Machine, Placement};
 use crate::problem::Problem;
 
 mod warnings;
@@ -49,15 +49,33 @@ pub fn with_system<'a>(machine: Machine<'a>, system: &'a System) -> Machine<'a> 
     }
 }
 
-/// Checks the cells together, in their order, as if they were created one after the other. Returns all problems of each
-/// cell that could not be; the ones after it are judged without it.
+/// Checks the system for itself, and the cells together, in their order, as if they were created one after the other.
+/// Returns all problems of each cell that could not be; the ones after it are judged without it.
 #[must_use]
 pub fn check(machine: Machine<'_>, system: &System, cells: &[Cell]) -> Vec<Problem> {
+    let mut problems = system_problems(machine, system);
     let machine = with_system(machine, system);
     let mut ledger = Ledger::new();
     ledger.name_root(&system.view().header().name);
     let judge = |cell: &Cell| add_or_all(&mut ledger, &machine, cell).err();
-    cells.iter().filter_map(judge).flatten().collect()
+    problems.extend(cells.iter().filter_map(judge).flatten());
+    problems
+}
+
+/// Checks what a system file says of the machine and of a strict root cell.
+#[must_use]
+pub fn system_problems(machine: Machine<'_>, system: &System) -> Vec<Problem> {
+    let machine = with_system(machine, system);
+    let mut refusals = Vec::new();
+    ledger::system_faults(&machine, &mut |refusal| {
+        if !refusals.contains(&refusal) {
+            refusals.push(refusal);
+        }
+    });
+    let explained = |refusal| explain_system(refusal, system, &machine);
+    let mut problems: Vec<Problem> = refusals.into_iter().map(explained).collect();
+    problems.sort_by_key(|problem| problem.place().map_or(0, |place| place.start));
+    problems
 }
 
 /// Checks the cells together, and looks for what is legal and doubtful.
@@ -107,7 +125,9 @@ pub fn add_or_all(
         return Ok(());
     }
     let explained = |refusal| explain(refusal, cell, ledger, machine);
-    Err(refusals.into_iter().map(explained).collect())
+    let mut problems: Vec<Problem> = refusals.into_iter().map(explained).collect();
+    problems.sort_by_key(|problem| problem.place().map_or(0, |place| place.start));
+    Err(problems)
 }
 
 /// Checks what can be checked of a cell that is the only one, on any machine or on that of `system`.

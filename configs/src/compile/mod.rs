@@ -42,15 +42,22 @@ pub struct System {
 }
 
 impl System {
-    /// Compiles a TOML file.
+    /// Compiles a TOML file. What is wrong with the system for itself is found as well.
     ///
     /// # Errors
     /// The first problem of the file.
     pub fn from_toml(name: &str, text: &str) -> Result<Self, Problem> {
-        Self::compile(name, text).map_err(first)
+        let system = Self::compile(name, text).map_err(first)?;
+        system.check_alone()?;
+        Ok(system)
     }
 
-    /// Compiles a TOML file.
+    fn check_alone(&self) -> Result<(), Problem> {
+        let problems = crate::check::system_problems(crate::check::any_machine(), self);
+        problems.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Compiles a TOML file, and finds what is wrong with its values; how they fit together is for [`crate::check`].
     ///
     /// # Errors
     /// All problems of the file.
@@ -216,14 +223,16 @@ const CELL_KEYS: [&str; 12] = [
 ];
 
 impl Configuration {
-    /// Reads a file of either kind and either form, whatever its name. A cell is checked for itself.
+    /// Reads a file of either kind and either form, whatever its name. A TOML file is checked for itself.
     ///
     /// # Errors
     /// The first problem of the file.
     pub fn read(name: &str, bytes: &[u8]) -> Result<Self, Problem> {
         let configuration = Self::compile(name, bytes, None).map_err(first)?;
-        if let (Self::Cell(cell), false) = (&configuration, bytes.starts_with(&CELL_SIGNATURE)) {
-            crate::check::check_alone(cell, None)?;
+        match &configuration {
+            _ if is_binary(bytes) => {}
+            Self::Cell(cell) => crate::check::check_alone(cell, None)?,
+            Self::System(system) => system.check_alone()?,
         }
         Ok(configuration)
     }
@@ -261,6 +270,10 @@ impl Configuration {
         }
         System::compile(name, text).map(Self::System)
     }
+}
+
+fn is_binary(bytes: &[u8]) -> bool {
+    bytes.starts_with(&CELL_SIGNATURE) || bytes.starts_with(&SYSTEM_SIGNATURE)
 }
 
 fn source(name: &str, text: &str) -> Source {
