@@ -338,5 +338,7 @@ fn device_at(system: &SystemView<'_>, address: u64) -> Option<u64> {
 }
 
 #[cfg(test)]
+mod hardware_tests;
+#[cfg(test)]
 #[path = "explain_tests.rs"]
 mod tests;

@@ -1,19 +1,15 @@
 //! What people read, message for message. Each group of cases is one snapshot in `snapshots/`.
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use miette::{GraphicalReportHandler, GraphicalTheme};
 
-use gaol_abi::config::MEMORY_COMMUNICATION;
-
 use super::*;
 use crate::check::{any_machine, check};
 use crate::compile::System;
-use crate::region_fault::RegionFault;
 
 /// As a terminal without colours shows it.
-fn render(problem: &Problem) -> String {
+pub(super) fn render(problem: &Problem) -> String {
     let mut text = String::new();
     GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor())
         .with_width(100)
@@ -24,7 +20,7 @@ fn render(problem: &Problem) -> String {
     lines.join("\n").trim_start_matches('\n').to_owned()
 }
 
-fn transcript(cases: impl IntoIterator<Item = (&'static str, Vec<Problem>)>) -> String {
+pub(super) fn transcript(cases: impl IntoIterator<Item = (&'static str, Vec<Problem>)>) -> String {
     let mut text = String::new();
     for (name, problems) in cases {
         assert!(!problems.is_empty(), "nothing is wrong with: {name}");
@@ -43,7 +39,7 @@ fn transcript(cases: impl IntoIterator<Item = (&'static str, Vec<Problem>)>) -> 
 
 /// Compares with the snapshot that has the name of the test.
 #[track_caller]
-fn compare(name: &str, text: &str) {
+pub(super) fn compare(name: &str, text: &str) {
     let mut settings = insta::Settings::clone_current();
     settings.set_snapshot_path("../snapshots");
     settings.set_prepend_module_to_snapshot(false);
@@ -491,51 +487,4 @@ proptest::proptest! {
             let _ = problem.line_and_column();
         }
     }
-}
-
-/// Every fault that a region can have is one that the ledger refuses, and the other way round.
-#[test]
-fn regions_are_refused_for_a_fault_that_can_be_named() {
-    let machine = any_machine();
-    let flags = 0..256u64;
-    let places = [0u64, 0x10, 0x3000_0000, 1 << 48, !0xfff];
-    let sizes = [0u64, 0x800, 0x1000, 0x2000, !0xfff];
-    let mut seen = BTreeSet::new();
-    for flags in flags {
-        for guest in places {
-            for physical in places {
-                for size in sizes {
-                    let region = MemoryRegion {
-                        name: crate::encode::name("region").unwrap(),
-                        physical,
-                        guest,
-                        size,
-                        flags,
-                    };
-                    let cell = crate::encode::Cell {
-                        flags: 0,
-                        name: crate::encode::name("cell").unwrap(),
-                        cpus: CpuSet::from_iter([1]),
-                        reset_address: 0,
-                        shutdown_milliseconds: 0,
-                        memory: vec![region],
-                        ports: vec![],
-                        ..crate::encode::Cell::default()
-                    };
-                    let binary = cell.encode();
-                    let cell = Cell::from_binary("cell.bin", binary.bytes()).unwrap();
-                    let verdict = Ledger::new().check(&machine, &cell.view());
-                    let is_refused =
-                        verdict.is_err_and(|refusal| refusal.reason == Reason::RegionInvalid);
-                    let fault = region_fault(&region, &[], machine.physical_limit);
-                    let is_communication = flags & MEMORY_COMMUNICATION != 0;
-                    let is_placed = physical != 0 || is_communication;
-                    let has_fault = fault != RegionFault::NotPlaced || !is_placed;
-                    assert_eq!(is_refused, has_fault, "{region:?} {fault:?} {verdict:?}");
-                    seen.insert(format!("{fault:?}"));
-                }
-            }
-        }
-    }
-    assert_eq!(seen.len(), 14, "{seen:?}");
 }

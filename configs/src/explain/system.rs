@@ -1,7 +1,8 @@
 //! What is wrong with a system file: the description of the machine, and the lists of a strict root cell.
 
 use gaol_abi::config::{
-    MEMORY_COMMUNICATION, MEMORY_LOADABLE, MEMORY_ROOT_SHARED, MEMORY_SHARED, MemoryRegion,
+    MACHINE_CPU_SMIS, MEMORY_COMMUNICATION, MEMORY_LOADABLE, MEMORY_ROOT_SHARED, MEMORY_SHARED,
+    MemoryRegion,
 };
 use gaol_abi::outcome::{MachineFault, Reason};
 
@@ -107,7 +108,7 @@ impl Explainer<'_> {
             ),
             MachineFault::IoApicPins => (
                 format!(
-                    "the IOAPIC at {at:#x} has no pins, more than 256, or some that another has"
+                    "the IOAPIC at {at:#x} has no pins, more than 240, or some that another has"
                 ),
                 "not possible",
             ),
@@ -115,15 +116,16 @@ impl Explainer<'_> {
                 format!("the hypervisor's memory lies on registers or reserved memory at {at:#x}"),
                 "the hypervisor's memory is here",
             ),
-            MachineFault::Cpu => {
-                let id = view.machine_cpus().get(index).map_or(0, |cpu| cpu.apic_id);
-                (
+            MachineFault::Cpu => match view.machine_cpus().get(index) {
+                Some(cpu) if cpu.flags & !MACHINE_CPU_SMIS == 0 => (
                     format!(
-                        "CPU {index} has APIC id {id}, which another CPU has, or unknown flags"
+                        "CPU {index} has APIC id {}, which another CPU has",
+                        cpu.apic_id
                     ),
                     "taken",
-                )
-            }
+                ),
+                _ => (format!("CPU {index} has unknown flags"), "unknown"),
+            },
             MachineFault::DeviceOrder => {
                 let device = view.devices().get(index);
                 let device = device.map_or_else(String::new, |device| {
@@ -217,9 +219,10 @@ impl Explainer<'_> {
         }
         let earlier = &view.root_memory()[..index];
         let placed = MemoryRegion {
-            physical: region
-                .physical
-                .max(u64::from(region.physical == 0) * gaol_abi::PAGE_SIZE),
+            physical: match region.physical {
+                0 => gaol_abi::PAGE_SIZE,
+                other => other,
+            },
             ..*region
         };
         let fault = region_fault(&placed, earlier, self.machine.physical_limit);

@@ -16,8 +16,8 @@ use super::memory::{INTERRUPT_CONTROLLERS, Span, check_root_region, reason_of};
 use super::{Machine, msrs, ports};
 use crate::binary::{Refusal, SystemView};
 
-/// Most pins that the version register of an IOAPIC can tell of.
-const MOST_PINS: u16 = 256;
+/// Most pins that an IOAPIC has.
+const MOST_PINS: u16 = 240;
 /// Configuration space of a bus in memory is two to this power.
 const BUS_SHIFT: u32 = 20;
 /// Base address registers of a function.

@@ -266,7 +266,10 @@ pub fn root_region_is_sound(machine: &Machine<'_>, region: &MemoryRegion) -> boo
         | MEMORY_CONTINUED;
     // The lowest page of the machine is memory as any other to the root cell.
     let placed = MemoryRegion {
-        physical: region.physical | u64::from(region.physical == 0) * PAGE_SIZE,
+        physical: match region.physical {
+            0 => PAGE_SIZE,
+            other => other,
+        },
         ..*region
     };
     region.flags & foreign == 0

@@ -275,8 +275,12 @@ impl Ledger {
         for cpu in cell.cpus().iter() {
             note(self.check_cpu(machine, cpu));
         }
+        let mut is_memory_known = true;
         for index in 0..cell.memory().len() {
-            note(self.check_region(machine, cell, index, placement));
+            let verdict = self.check_region(machine, cell, index, placement);
+            let reason = verdict.map_or_else(|refusal| refusal.reason, |()| Reason::None);
+            is_memory_known &= reason != Reason::RegionInvalid;
+            note(verdict);
         }
         for index in 0..cell.ports().len() {
             note(self.check_ports(machine, cell, index));
@@ -293,7 +297,10 @@ impl Ledger {
         for index in 0..cell.msrs().len() {
             note(self.check_msr(cell.msrs(), index));
         }
-        note(check_reset_address(cell));
+        // Where the code is can't be said as long as a region makes no sense.
+        if is_memory_known {
+            note(check_reset_address(cell));
+        }
     }
 
     fn check_cpu(&self, machine: &Machine<'_>, cpu: u32) -> Result<(), Refusal> {
@@ -404,5 +411,7 @@ fn check_reset_address(cell: &CellView<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
+#[cfg(all(test, feature = "std"))]
+mod hardware_tests;
 #[cfg(all(test, feature = "std"))]
 mod tests;

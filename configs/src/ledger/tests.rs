@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use gaol_abi::config::{
     MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE, MEMORY_LOADABLE, MEMORY_READ,
-    MEMORY_ROOT_SHARED, MEMORY_WRITE, MemoryRegion,
+    MEMORY_ROOT_SHARED, MEMORY_WRITE, MSR_PER_CPU, MSR_READ, MSR_WRITE, MemoryRegion,
 };
 
 use super::*;
@@ -367,8 +367,9 @@ fn any_cell() -> impl Strategy<Value = Cell> {
         proptest::collection::btree_set(0u32..6, 0..3),
         proptest::collection::vec(any_region, 1..4),
         proptest::collection::vec(any_ports, 0..3),
+        any_hardware(),
     )
-        .prop_map(|(name, cpus, regions, ports)| Cell {
+        .prop_map(|(name, cpus, regions, ports, hardware)| Cell {
             flags: 0,
             name: encode::name(&format!("cell{name}")).unwrap(),
             cpus: cpus.into_iter().collect(),
@@ -383,8 +384,85 @@ fn any_cell() -> impl Strategy<Value = Cell> {
                 })
                 .collect(),
             ports,
-            ..Cell::default()
+            ..hardware
         })
+}
+
+/// Functions, lines, registers and ways: few of each, so that they meet.
+fn any_hardware() -> impl Strategy<Value = Cell> {
+    let devices = proptest::collection::vec(0u16..12, 0..3);
+    let lines = proptest::collection::vec(0u32..16, 0..3);
+    let msrs = proptest::collection::vec((0x198u32..0x19c, 1u32..8), 0..3);
+    (devices, lines, msrs, (0u32..12, 0u32..4)).prop_map(|(devices, lines, msrs, ways)| Cell {
+        devices: devices
+            .into_iter()
+            .map(|function| AssignedDevice {
+                segment: 0,
+                function,
+                vectors: 1,
+                reserved: 0,
+            })
+            .collect(),
+        interrupts: lines
+            .into_iter()
+            .map(|number| Interrupt { number })
+            .collect(),
+        msrs: msrs
+            .into_iter()
+            .map(|(msr, flags)| MsrAccess {
+                msr,
+                flags,
+                write_mask: u64::from(flags & MSR_WRITE != 0),
+            })
+            .collect(),
+        l3_ways: ((1 << ways.1) - 1) << ways.0,
+        ..Cell::default()
+    })
+}
+
+fn ways(cell: &Cell) -> Vec<u32> {
+    (0..32).filter(|way| cell.l3_ways & 1 << way != 0).collect()
+}
+
+fn lines(cell: &Cell) -> Vec<u32> {
+    cell.interrupts.iter().map(|line| line.number).collect()
+}
+
+fn functions(cell: &Cell) -> Vec<u16> {
+    let devices = cell.devices.iter();
+    devices.map(|device| device.function).collect()
+}
+
+/// Whether no function, line, way or register of `cell` has another owner or stands twice in it.
+fn hardware_is_free(model: &Model, cell: &Cell) -> bool {
+    fn is_apart<T: Copy + Eq + std::hash::Hash>(
+        model: &Model,
+        cell: &Cell,
+        of: fn(&Cell) -> Vec<T>,
+    ) -> bool {
+        let own = of(cell);
+        let distinct: std::collections::HashSet<T> = own.iter().copied().collect();
+        distinct.len() == own.len() && own.iter().all(|thing| model.owners(of, thing).is_empty())
+    }
+    let registers = |cell: &Cell| cell.msrs.iter().map(|one| one.msr).collect::<Vec<_>>();
+    let mut distinct = registers(cell);
+    distinct.sort_unstable();
+    distinct.dedup();
+    let writers_meet = cell.msrs.iter().any(|own| {
+        let others = model.cells.values().flat_map(|other| &other.msrs);
+        let mut same = others.filter(|other| other.msr == own.msr);
+        same.any(|other| {
+            let writes = (own.flags | other.flags) & MSR_WRITE != 0;
+            writes && !(own.flags & MSR_PER_CPU != 0 && other.flags & MSR_PER_CPU != 0)
+        })
+    });
+    let gives_something = |one: &MsrAccess| one.flags & (MSR_READ | MSR_WRITE) != 0;
+    is_apart(model, cell, ways)
+        && is_apart(model, cell, lines)
+        && is_apart(model, cell, functions)
+        && distinct.len() == cell.msrs.len()
+        && cell.msrs.iter().all(gives_something)
+        && !writers_meet
 }
 
 /// Owners by brute force: one entry a page, CPU and port.
@@ -466,6 +544,7 @@ fn is_free_of_conflict(model: &Model, cell: &Cell) -> bool {
             .iter()
             .all(|port| model.owners(ports, port).is_empty())
         && !own_pages.iter().any(conflicts)
+        && hardware_is_free(model, cell)
 }
 
 proptest! {
@@ -501,6 +580,17 @@ proptest! {
                 prop_assert!(owners.len() <= 1);
                 let owner = ledger.owner_of_memory(HostPhysical(page + 0x123)).0;
                 prop_assert_eq!(owner, owners.first().copied().unwrap_or(0));
+            }
+            for number in 0..16u16 {
+                let owners = model.owners(functions, &number);
+                prop_assert!(owners.len() <= 1);
+                let owner = ledger.owner_of_device(number.into()).0;
+                prop_assert_eq!(owner, owners.first().copied().unwrap_or(0));
+                let owners = model.owners(lines, &number.into());
+                prop_assert!(owners.len() <= 1);
+                let owner = ledger.owner_of_interrupt(number.into()).0;
+                prop_assert_eq!(owner, owners.first().copied().unwrap_or(0));
+                prop_assert!(model.owners(ways, &number.into()).len() <= 1);
             }
             prop_assert_eq!(ledger.cell_count(), model.cells.len() + 1);
         }
