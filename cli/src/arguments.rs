@@ -48,7 +48,7 @@ pub enum Command {
     /// Put the hypervisor under the running Linux
     #[command(after_help = "\
 Examples:
-  gaol enable                       4 MiB from Linux, no serial console
+  gaol enable                       as `gaol config create` describes this machine
   gaol enable machine.toml
   gaol enable machine.bin --image ./gaol-vmx.bin")]
     Enable(EnableArguments),
@@ -78,6 +78,15 @@ Examples:
     /// Check and compile configurations
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Lay out a cell: chooses its CPUs and memory, and writes its file and that of the system
+    #[command(after_help = "\
+Asks for what is missing when it is started on a terminal.
+
+Examples:
+  gaol plan
+  gaol plan --name rt --cpus 1 --memory \"64 MiB\" --device 00:03.0 -o plans
+  gaol plan --name rt --cpus 2 --memory \"1 MiB\" --image rt.bin --root machine.tar")]
+    Plan(PlanArguments),
     /// Look at the machine
     #[command(subcommand)]
     Hardware(HardwareCommand),
@@ -109,7 +118,7 @@ Examples:
 /// `gaol enable`.
 #[derive(Debug, Args)]
 pub struct EnableArguments {
-    /// System configuration, TOML or compiled; without one, 4 MiB from Linux and no serial console
+    /// System configuration, TOML or compiled; without one, it is made for this machine
     pub system: Option<PathBuf>,
     /// Image of the hypervisor [default: by the CPU's vendor, from $GAOL_IMAGE_DIR, /lib/firmware/gaol or next to gaol]
     #[arg(long, value_name = "FILE")]
@@ -120,6 +129,110 @@ pub struct EnableArguments {
     /// Leave the checks to module and hypervisor, to see them refuse the file
     #[arg(long, hide = true, requires = "system")]
     pub unchecked: bool,
+}
+
+/// `gaol config create`.
+#[derive(Debug, Args)]
+pub struct CreateArguments {
+    /// Where to write the system file [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Directory or collection to read in place of this machine
+    #[arg(long, value_name = "DIR|TAR")]
+    pub root: Option<PathBuf>,
+    /// What the root cell gets: what is left over, or what the file lists
+    #[arg(long, value_enum, default_value_t = PolicyArgument::Leftover)]
+    pub policy: PolicyArgument,
+    /// First port of the hypervisor's serial console, or "none" [default: one that Linux has no console on]
+    #[arg(long, value_name = "PORT|none")]
+    pub console: Option<ConsoleArgument>,
+    /// The hypervisor's memory [default: what suits the machine]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory: Option<u64>,
+    /// Overwrite the file if it exists
+    #[arg(long, requires = "output")]
+    pub force: bool,
+}
+
+/// `--policy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum PolicyArgument {
+    /// The root cell owns what nobody else does.
+    Leftover,
+    /// The root cell owns what the file lists.
+    Strict,
+}
+
+/// `--console`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsoleArgument {
+    /// No serial port.
+    None,
+    /// The serial port at this I/O port.
+    Port(u16),
+}
+
+impl FromStr for ConsoleArgument {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self::None);
+        }
+        let port = parse_address(text).ok();
+        port.and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port != 0)
+            .map(Self::Port)
+            .ok_or_else(|| "write an I/O port such as 0x2f8, or none".to_owned())
+    }
+}
+
+/// `gaol plan`.
+#[derive(Debug, Args)]
+pub struct PlanArguments {
+    /// Name of the cell, and of its file [default: cell]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// How many CPUs it gets [default: 1]
+    #[arg(long, value_name = "NUMBER")]
+    pub cpus: Option<u32>,
+    /// Its memory [default: 64 MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory: Option<u64>,
+    /// PCI function that it gets, by address or by vendor and device; may be repeated
+    #[arg(long = "device", value_name = "ADDRESS|ID")]
+    pub devices: Vec<String>,
+    /// File that it is to run
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// Memory that it shares with Linux [default: none]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub shared_with_root: Option<u64>,
+    /// Directory or collection to read in place of this machine
+    #[arg(long, value_name = "DIR|TAR")]
+    pub root: Option<PathBuf>,
+    /// Directory for the files [default: this one]
+    #[arg(
+        short,
+        long,
+        value_name = "DIR",
+        default_value = ".",
+        hide_default_value = true
+    )]
+    pub output: PathBuf,
+    /// Overwrite files that exist
+    #[arg(long)]
+    pub force: bool,
+    /// Ask for what is missing also when this is no terminal
+    #[arg(long, conflicts_with = "json")]
+    pub ask: bool,
+}
+
+/// A size such as "64 MiB".
+fn parse_size(text: &str) -> Result<u64, String> {
+    gaol_config::quantity::Size::parse(text)
+        .map(|size| size.0)
+        .ok_or_else(|| "write a size such as \"64 MiB\"".to_owned())
 }
 
 /// A fault to inject: a launch step on a CPU.
@@ -451,6 +564,15 @@ Examples:
         #[arg(long)]
         force: bool,
     },
+    /// Write the system file of this machine, or of one that was collected
+    #[command(after_help = "\
+What is missing, assumed or left out is told on standard error, and in comments of the file.
+
+Examples:
+  gaol config create -o machine.toml
+  gaol config create --policy strict -o strict.toml
+  gaol config create --root machine.tar -o other.toml")]
+    Create(CreateArguments),
     /// Turn a binary configuration of Jailhouse into a TOML file
     #[command(after_help = "\
 Reads system and cell configurations of revisions 13 and 14. What Gaol does otherwise is told on standard error, and in

@@ -20,6 +20,8 @@ use crate::sysfs::Sysfs;
 const DEVICE: &str = "/dev/gaol";
 /// Where images are installed.
 const IMAGE_DIRECTORY: &str = "/lib/firmware/gaol";
+/// Where `gaol enable` keeps the system configuration until `gaol disable`.
+const SAVED_SYSTEM: &str = "/run/gaol/system.toml";
 
 /// The machine.
 pub struct Host {
@@ -31,6 +33,10 @@ pub struct Host {
     pub image_directories: Vec<PathBuf>,
     /// Vendor of the CPU, if it is one that Gaol knows.
     pub vendor: Option<Vendor>,
+    /// What is read in place of the running machine: a directory or a collection.
+    pub machine_root: Option<PathBuf>,
+    /// The system configuration that Gaol was enabled with is kept here.
+    pub saved_system: PathBuf,
     /// The module.
     pub device: Box<dyn Device>,
 }
@@ -54,6 +60,8 @@ impl Host {
             sysfs: Sysfs::new(sysfs),
             image_directories,
             vendor: vendor(),
+            machine_root: None,
+            saved_system: SAVED_SYSTEM.into(),
             device: Box::new(Driver::new(DEVICE.into())),
         }
     }

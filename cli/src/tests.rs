@@ -4,6 +4,7 @@ mod fake;
 
 mod cells;
 mod configurations;
+mod creating;
 mod enabling;
 mod hardware;
 mod importing;

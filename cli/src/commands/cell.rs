@@ -41,7 +41,16 @@ fn cost_text(cost: Cost) -> String {
 /// # Errors
 /// Why there is no new cell.
 pub fn create(host: &mut Host, path: &Path) -> Result<Report> {
-    let cell = match read_configuration(path)? {
+    let saved = super::create::saved(host);
+    let configuration = match &saved {
+        Some(system) => {
+            let bytes = read_bytes(path)?;
+            Configuration::compile(&path.display().to_string(), &bytes, Some(system))
+                .map_err(Failure::configuration)?
+        }
+        None => read_configuration(path)?,
+    };
+    let cell = match configuration {
         Configuration::Cell(cell) => cell,
         Configuration::System(_) => {
             return Err(Failure::new(
@@ -51,7 +60,13 @@ pub fn create(host: &mut Host, path: &Path) -> Result<Report> {
             ));
         }
     };
-    let (ledger, machine) = known_owners(host);
+    let (ledger, mut machine) = known_owners(host);
+    if let Some(system) = &saved {
+        let hypervisor = machine.hypervisor;
+        machine = check::with_system(machine, system);
+        // Where it is, rather than where it was to be.
+        machine.hypervisor = hypervisor.or(machine.hypervisor);
+    }
     if host.sysfs.is_enabled().unwrap_or(false) {
         let mut before = ledger.clone();
         check::add(&mut before, &machine, &cell)

@@ -3,14 +3,16 @@
 pub mod cell;
 pub mod collect;
 pub mod config;
+pub mod create;
 pub mod hardware;
 pub mod histogram;
 pub mod import;
 pub mod list;
+pub mod plan;
 pub mod stats;
 pub mod system;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use crate::arguments::{CellCommand, Command, ConfigCommand, HardwareCommand};
 use crate::device::Operation;
@@ -30,7 +32,7 @@ pub fn run(
     asides: &mut dyn Write,
 ) -> Result<Report> {
     match command {
-        Command::Enable(arguments) => system::enable(host, arguments),
+        Command::Enable(arguments) => system::enable(host, arguments, asides),
         Command::Disable { force } => system::disable(host, *force),
         Command::Console { follow: false } => system::console(host),
         Command::Console { follow: true } => system::follow_console(host, output),
@@ -51,6 +53,13 @@ pub fn run(
         Command::Config(ConfigCommand::Schema { kind }) => Ok(config::schema(*kind)),
         Command::Config(ConfigCommand::Collect { output, force }) => {
             collect::run(collect::live()?, output, *force, asides)
+        }
+        Command::Config(ConfigCommand::Create(arguments)) => create::run(host, arguments, asides),
+        Command::Plan(arguments) => {
+            let mut input = std::io::stdin().lock();
+            let can_ask = arguments.ask || input.is_terminal();
+            let answers = can_ask.then_some(&mut input as &mut dyn std::io::BufRead);
+            plan::run(host, arguments, answers, output, asides)
         }
         Command::Config(ConfigCommand::Import {
             file,

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use gaol_config::quantity::Size;
 use gaol_config::{Configuration, System};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::create;
 use crate::arguments::EnableArguments;
 use crate::failure::{Failure, Result, plain};
 use crate::host::{Host, read_bytes, read_configuration};
@@ -17,13 +18,27 @@ use crate::output::{Report, grouped};
 ///
 /// # Errors
 /// Why Gaol is not enabled.
-pub fn enable(host: &mut Host, arguments: &EnableArguments) -> Result<Report> {
-    let (bytes, facts) = match &arguments.system {
-        Some(path) if arguments.unchecked => (unchecked(path)?, host.facts(None)),
-        path => {
-            let system = system_configuration(path.as_deref())?;
-            (system.bytes().to_vec(), host.facts_of_system(&system))
+pub fn enable(
+    host: &mut Host,
+    arguments: &EnableArguments,
+    asides: &mut dyn Write,
+) -> Result<Report> {
+    let (system, origin) = match &arguments.system {
+        Some(_) if arguments.unchecked => (None, "file"),
+        Some(path) => {
+            let system = system_configuration(path)?;
+            create::check_fits(host, &system)?;
+            (Some(system), "file")
         }
+        None => {
+            let (system, origin) = create::for_this_machine(host, asides);
+            (Some(system), origin)
+        }
+    };
+    let (bytes, facts) = match (&system, &arguments.system) {
+        (Some(system), _) => (system.bytes().to_vec(), host.facts_of_system(system)),
+        (None, Some(path)) => (unchecked(path)?, host.facts(None)),
+        (None, None) => (Vec::new(), host.facts(None)),
     };
     let (image_path, image) = host.image(arguments.image.as_deref())?;
     let size = facts.memory_size;
@@ -46,6 +61,8 @@ pub fn enable(host: &mut Host, arguments: &EnableArguments) -> Result<Report> {
         "region_size": enabled.region_size,
         "cycles": enabled.cycles,
     });
+    let saved = system.map(|system| create::save(host, &system));
+    add_origin(host, origin, saved, &mut text, &mut json);
     if let Ok((total, used)) = host.sysfs.pool() {
         text.push_str(&format!(
             "Of {} page frames in its pool, {} are in use.\n",
@@ -56,6 +73,30 @@ pub fn enable(host: &mut Host, arguments: &EnableArguments) -> Result<Report> {
         json["pool_used"] = used.into();
     }
     Ok(Report { text, json })
+}
+
+/// Says which configuration it was, and where it is kept.
+fn add_origin(
+    host: &Host,
+    origin: &str,
+    saved: Option<std::result::Result<(), String>>,
+    text: &mut String,
+    json: &mut Value,
+) {
+    json["configuration"] = origin.into();
+    text.push_str(match origin {
+        "machine" => "Its configuration was made for this machine.\n",
+        "built-in" => "Its configuration is the built-in one.\n",
+        _ => "",
+    });
+    match saved {
+        Some(Ok(())) => json["saved"] = host.saved_system.display().to_string().into(),
+        Some(Err(hint)) => {
+            text.push_str(&format!("{hint}\n"));
+            json["hint"] = hint.into();
+        }
+        None => (),
+    }
 }
 
 /// TOML is compiled; a binary file is nobody's business but the module's.
@@ -69,10 +110,7 @@ fn unchecked(path: &Path) -> Result<Vec<u8>> {
     )
 }
 
-fn system_configuration(path: Option<&Path>) -> Result<System> {
-    let Some(path) = path else {
-        return Ok(System::built_in());
-    };
+fn system_configuration(path: &Path) -> Result<System> {
     match read_configuration(path)? {
         Configuration::System(system) => Ok(system),
         Configuration::Cell(_) => Err(Failure::new(
@@ -92,6 +130,7 @@ pub fn disable(host: &mut Host, force: bool) -> Result<Report> {
         .device
         .disable(force)
         .map_err(|error| host.failure("cannot disable Gaol", error, &host.facts(None)))?;
+    create::forget(host);
     Ok(Report {
         text: format!(
             "Gaol is disabled, after {} cycles. Linux has the machine back.\n",

@@ -15,11 +15,12 @@ const EBUSY: i32 = 16;
 const ENODEV: i32 = 19;
 
 #[test]
-fn enable_takes_the_built_in_configuration_without_a_file() {
+fn enable_describes_the_machine_without_a_file() {
     let machine = Machine::new();
     assert_eq!(
         machine.run(&["enable"]).text(),
         "Gaol is enabled in 4 MiB at 0x3a000000, after 1,876,543 cycles.\n\
+         Its configuration was made for this machine.\n\
          Of 700 page frames in its pool, 83 are in use.\n"
     );
     let Request::Enable {
@@ -36,8 +37,12 @@ fn enable_takes_the_built_in_configuration_without_a_file() {
     assert_eq!(view.header().hypervisor_size, 4 << 20);
     assert_eq!(
         (view.console_port(), view.hypervisor_memory()),
-        (None, None)
+        (Some(0x2f8), None)
     );
+    assert_eq!((view.machine_cpus().len(), view.devices().len()), (4, 15));
+    // It is what `config create` writes, and kept for those who create cells.
+    let created = machine.run(&["config", "create"]);
+    assert_eq!(machine.read("run/gaol/system.toml"), created.output);
 }
 
 #[test]
@@ -298,8 +303,11 @@ fn a_module_of_another_version_is_named() {
     machine.refuse(EINVAL, Reason::None, 0);
     assert_eq!(
         machine.run(&["disable"]).failure(),
-        "gaol: cannot disable Gaol: the module is of ABI revision 9, this command of 1\n  \
-         Install module and command of one version.\n"
+        format!(
+            "gaol: cannot disable Gaol: the module is of ABI revision 9, this command of {}\n  \
+             Install module and command of one version.\n",
+            gaol_abi::ABI_REVISION
+        )
     );
     machine.refuse(1, Reason(4711), 0x12);
     assert_eq!(
@@ -388,6 +396,8 @@ fn help_has_examples_for_every_command() {
         "cell histogram",
         "config build",
         "config check",
+        "config create",
+        "plan",
         "config import",
     ] {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
@@ -404,8 +414,9 @@ fn help_has_examples_for_every_command() {
         );
     }
     let version = machine.run(&["--version"]).text();
+    let revision = format!("(ABI revision {})\n", gaol_abi::ABI_REVISION);
     assert!(
-        version.starts_with("gaol 0.") && version.ends_with("(ABI revision 1)\n"),
+        version.starts_with("gaol 0.") && version.ends_with(&revision),
         "{version}"
     );
 }

@@ -272,6 +272,8 @@ pub struct Machine {
     pub directory: PathBuf,
     pub record: Rc<RefCell<Record>>,
     pub vendor: Option<Vendor>,
+    /// What is read in place of the running machine.
+    pub machine_root: PathBuf,
 }
 
 impl Drop for Machine {
@@ -290,6 +292,7 @@ impl Machine {
             directory: std::env::temp_dir().join(name),
             record: Rc::default(),
             vendor: Some(Vendor::Vmx),
+            machine_root: collection("old-board"),
         };
         machine.write("sys/devices/system/cpu/present", "0-3\n");
         machine.write("sys/devices/gaol/enabled", "0\n");
@@ -418,7 +421,11 @@ impl Machine {
         path.display().to_string()
     }
 
-    fn host(&self) -> Host {
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    pub fn host(&self) -> Host {
         Host {
             sysfs: Sysfs::new(self.path("sys")),
             memory: Memory {
@@ -433,6 +440,8 @@ impl Machine {
             },
             image_directories: vec![self.path("nowhere"), self.path("images")],
             vendor: self.vendor,
+            machine_root: Some(self.machine_root.clone()),
+            saved_system: self.path("run/gaol/system.toml"),
             device: Box::new(FakeDevice {
                 record: self.record.clone(),
                 blocks: self.path("sys/devices/gaol/memory_blocks"),
@@ -496,4 +505,9 @@ pub fn shipped(name: &str) -> String {
         .join("../configs")
         .join(name);
     fs::read_to_string(path).unwrap()
+}
+
+/// A machine that was collected; "old-board" has four CPUs.
+pub fn collection(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../machine/collections/{name}.tar.gz"))
 }

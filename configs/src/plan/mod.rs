@@ -12,10 +12,11 @@ mod tests;
 
 use gaol_machine::Machine;
 
-use crate::check::{any_machine, check};
+use crate::check::{any_machine, report as check};
 use crate::compile::Cell;
 use crate::create::{Created, Refused, Text};
 use crate::encode;
+use crate::problem::Problem;
 use crate::quantity::Size;
 
 pub use devices::find as find_device;
@@ -53,7 +54,7 @@ pub struct Choice {
 }
 
 /// A plan.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Plan {
     /// The file of the cell.
     pub toml: String,
@@ -61,6 +62,8 @@ pub struct Plan {
     pub cell: Cell,
     /// Each decision.
     pub choices: Vec<Choice>,
+    /// What is legal, and slow or doubtful.
+    pub warnings: Vec<Problem>,
 }
 
 /// A refusal with its remedy.
@@ -136,9 +139,9 @@ pub fn plan(machine: &Machine, created: &Created, request: &Request) -> Result<P
     let file = format!("{}.toml", request.name);
     let cell = Cell::from_toml_on(&file, &toml, &created.system)
         .map_err(|problem| Refused::Configuration(vec![problem]))?;
-    let problems = check(any_machine(), &created.system, std::slice::from_ref(&cell));
-    if !problems.is_empty() {
-        return Err(Refused::Configuration(problems));
+    let report = check(any_machine(), &created.system, std::slice::from_ref(&cell));
+    if !report.problems.is_empty() {
+        return Err(Refused::Configuration(report.problems));
     }
     let mut choices = vec![cpus.choice];
     choices.extend(devices.choices);
@@ -148,6 +151,7 @@ pub fn plan(machine: &Machine, created: &Created, request: &Request) -> Result<P
         toml,
         cell,
         choices,
+        warnings: report.warnings,
     })
 }
 

@@ -115,13 +115,15 @@ impl<'a> Field<'a> {
             }
             !fits
         });
-        // The last threads of a core: Linux keeps the first ones.
-        let parts = cores
-            .iter()
-            .chain(&with_zero)
-            .flat_map(|cpus| cpus.iter().rev());
+        // Of a core, those that Linux keeps off, then the last ones: Linux keeps the first.
+        let mut parts: Vec<u32> = Vec::new();
+        for cpus in cores.iter().chain(&with_zero) {
+            let first = parts.len();
+            parts.extend(cpus.iter().filter(|cpu| **cpu != 0));
+            parts[first..].sort_by_key(|cpu| (!self.isolated.contains(cpu), Reverse(*cpu)));
+        }
         let missing = count.saturating_sub(chosen.len());
-        chosen.extend(parts.filter(|cpu| **cpu != 0).take(missing));
+        chosen.extend(parts.into_iter().take(missing));
         chosen.sort_unstable();
         chosen
     }

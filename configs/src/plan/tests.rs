@@ -181,6 +181,13 @@ fn machines_with_many_cpus_are_planned() {
     assert!(count > 64);
     let most = available_cpus(&machine);
     assert_eq!(usize::try_from(most).unwrap(), count - 1);
+    // Its CPUs 40 to 47 are isolated, their hyper-threads 88 to 95 are not.
+    let (one, why) = cpus(&machine, 1, &[]);
+    assert_eq!(one, [47]);
+    assert!(
+        why.contains("Linux was told to keep off (isolcpus"),
+        "{why}"
+    );
     for wanted in [1, 2, 63, 64, most] {
         let (chosen, _) = cpus(&machine, wanted, &[]);
         assert_eq!(chosen.len(), usize::try_from(wanted).unwrap());
