@@ -33,7 +33,13 @@ fn machine_with_blob() -> (Machine, String) {
 }
 
 /// The notes that the blob leads to, by what they are about.
-const NOTES: [&str; 4] = ["name", "msg_reply_timeout", "pio_regions", "mem_regions"];
+const NOTES: [&str; 5] = [
+    "name",
+    "msg_reply_timeout",
+    "pio_regions",
+    "pio_regions",
+    "mem_regions",
+];
 
 #[test]
 fn the_file_goes_to_standard_output() {

@@ -17,6 +17,7 @@ use super::layout::{
 use super::names::mended;
 use super::parse::{CellBlob, Revision};
 use super::{ports, regions};
+use crate::explain::cpu_list;
 use crate::pci::FunctionAddress;
 
 /// Where PCs have their first IOAPIC, whose pins are the first global system interrupts.
@@ -192,22 +193,27 @@ fn element(group: Group, about: impl Into<String>, text: String) -> Entry {
 }
 
 fn interrupts(cell: &CellBlob<'_>, draft: &mut Draft) {
+    let mut named = BTreeSet::new();
     for (index, chip) in cell.irqchips.iter().enumerate() {
         let about = format!("irqchips[{index}]");
         let address = chip.address.get();
-        let is_first = address == FIRST_IO_APIC;
-        let pins = chip.pins().map(|pin| {
-            let mut entry = element(Group::Interrupts, about.clone(), pin.to_string());
-            entry.refused = (!is_first).then(|| {
-                format!(
-                    "pin {pin} of the IOAPIC at {address:#x}, whose first global system interrupt the file does not \
-                     tell. Find it in the kernel's log (GSI), and add it to the number."
-                )
-            });
-            entry
-        });
-        let mut pins: Vec<Entry> = pins.collect();
-        if let Some(first) = pins.first_mut().filter(|_| is_first) {
+        if address != FIRST_IO_APIC {
+            let pins = cpu_list(chip.pins().collect());
+            if !pins.is_empty() {
+                let text = format!(
+                    "pins of the IOAPIC at {address:#x} are left out ({pins}): the file does not tell its first global \
+                     system interrupt. Find that in the kernel's log (GSI), add the numbers of the pins, and enter \
+                     the sums."
+                );
+                draft.say_of(Group::Interrupts, &about, text);
+            }
+            continue;
+        }
+        let pins = chip.pins().filter(|pin| named.insert(*pin));
+        let mut pins: Vec<Entry> = pins
+            .map(|pin| element(Group::Interrupts, about.clone(), pin.to_string()))
+            .collect();
+        if let Some(first) = pins.first_mut() {
             first.notes.push(Note::new(&about, first_chip_text(chip)));
         }
         draft.entries.extend(pins);

@@ -193,6 +193,35 @@ impl Draft {
         entries.filter(move |(_, entry)| entry.group == group)
     }
 
+    /// The entries that are not left out.
+    pub(super) fn entered(&self) -> Vec<usize> {
+        let entries = self.entries.iter().enumerate();
+        entries
+            .filter(|(_, entry)| entry.is_in())
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    /// The file with these entries and without comments.
+    pub(super) fn bare(&self, entries: &[usize]) -> Rendered {
+        let settings = self.settings.iter().map(|setting| Setting {
+            text: setting.text.clone(),
+            notes: Vec::new(),
+        });
+        let entries = entries.iter().filter_map(|index| self.entries.get(*index));
+        let entries = entries.map(|entry| Entry {
+            notes: Vec::new(),
+            ..entry.clone()
+        });
+        let bare = Self {
+            is_system: self.is_system,
+            settings: settings.collect(),
+            entries: entries.collect(),
+            ..Self::default()
+        };
+        bare.render()
+    }
+
     /// The file.
     pub(super) fn render(&self) -> Rendered {
         let mut rendered = Rendered {

@@ -88,7 +88,6 @@ fn what_is_not_possible_is_left_out() {
 fn a_cell_that_can_not_be_says_so() {
     let mut model = models::demo();
     model.cpu_set.clear();
-    model.memory.remove(0);
     let import = import("test.cell", &model.build().bytes).unwrap();
     assert!(!import.is_accepted);
     assert!(Cell::from_toml("test.toml", &import.toml).is_err());

@@ -76,16 +76,19 @@ pub fn import(file: &str, bytes: &[u8]) -> Result<Import, Problem> {
 
 /// Leaves out the entries that the compiler refuses, one after the other. What it refuses otherwise is said at the head.
 fn settle(kind: Kind, draft: &mut Draft) {
+    let mut entered = draft.entered();
     // Each round leaves an entry out, or is the last.
     for _ in 0..=draft.entries.len() {
-        let rendered = draft.render();
+        let bare = draft.bare(&entered);
         let compiled = match kind {
-            Kind::System => System::from_toml("system.toml", &rendered.text).map(drop),
-            Kind::Cell => Cell::from_toml("cell.toml", &rendered.text).map(drop),
+            Kind::System => System::from_toml("system.toml", &bare.text).map(drop),
+            Kind::Cell => Cell::from_toml("cell.toml", &bare.text).map(drop),
         };
         let Err(problem) = compiled else { return };
         let place = problem.line_and_column();
-        let entry = place.and_then(|(line, column)| rendered.entry_at(line, column));
+        let blamed = place.and_then(|(line, column)| bare.entry_at(line, column));
+        let blamed = blamed.filter(|blamed| *blamed < entered.len());
+        let entry = blamed.map(|blamed| entered.remove(blamed));
         match entry.and_then(|index| draft.entries.get_mut(index)) {
             Some(entry) => entry.refused = Some(sentence(&problem)),
             None => {

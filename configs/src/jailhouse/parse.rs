@@ -22,13 +22,13 @@ pub const MAX_FILE_SIZE: usize = 1 << 20;
 /// Most bytes of a CPU bitmap: 8192 CPUs.
 pub const MAX_CPU_SET_SIZE: u64 = 1024;
 /// Most memory regions.
-pub const MAX_MEMORY_REGIONS: u64 = 4096;
+pub const MAX_MEMORY_REGIONS: u64 = 1024;
 /// Most cache regions.
 pub const MAX_CACHE_REGIONS: u64 = 256;
 /// Most IOAPICs.
 pub const MAX_IRQCHIPS: u64 = 256;
 /// Most port ranges.
-pub const MAX_PIO_REGIONS: u64 = 4096;
+pub const MAX_PIO_REGIONS: u64 = 1024;
 /// Most PCI devices.
 pub const MAX_PCI_DEVICES: u64 = 4096;
 /// Most PCI capabilities: more can not be numbered.

@@ -3,7 +3,6 @@
 //! Invariant: each port that the cell can have is in the file once.
 
 use core::ops::Range;
-use std::collections::BTreeSet;
 
 use super::draft::{Draft, Entry, Group, Note};
 use super::parse::CellBlob;
@@ -34,7 +33,7 @@ pub(super) fn enter(cell: &CellBlob<'_>, draft: &mut Draft) {
              does not need.",
         );
     }
-    let mut named = BTreeSet::new();
+    let mut named = vec![false; END as usize];
     for (index, ports) in cell.ports.iter().enumerate() {
         let first = u32::from(ports.base.get());
         let end = first + u32::from(ports.length.get());
@@ -47,7 +46,7 @@ pub(super) fn enter(cell: &CellBlob<'_>, draft: &mut Draft) {
     }
 }
 
-fn enter_range(about: String, range: Range<u32>, named: &mut BTreeSet<u32>, draft: &mut Draft) {
+fn enter_range(about: String, range: Range<u32>, named: &mut [bool], draft: &mut Draft) {
     let mut notes = Vec::new();
     let mut say = |text: &str| notes.push(Note::new(&about, text));
     if range.end > END {
@@ -60,10 +59,14 @@ fn enter_range(about: String, range: Range<u32>, named: &mut BTreeSet<u32>, draf
     }
     let possible = range.start..range.end.min(END);
     let possible: Vec<u32> = possible.filter(|port| !MODERATED.contains(port)).collect();
+    let mut is_new = |port: u32| {
+        let seen = named.get_mut(port as usize);
+        seen.is_some_and(|seen| !core::mem::replace(seen, true))
+    };
     let fresh: Vec<u32> = possible
         .iter()
         .copied()
-        .filter(|port| named.insert(*port))
+        .filter(|port| is_new(*port))
         .collect();
     if fresh.len() != possible.len() {
         say("without the ports that were named before.");
