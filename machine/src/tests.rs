@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
+use crate::acpi::fadt::Place;
 use crate::collect::collect;
 use crate::machine::Machine;
 use crate::problem::{Kind, Problem};
+use crate::processors::Virtualization;
 use crate::source::{Source, Tree};
 use crate::testing::{Build, many_cpus, old_board, two_sockets};
 
@@ -59,6 +61,36 @@ fn check_made_up(name: &str, build: Build) -> Machine {
     let again = collect(Source::tree(committed.clone()), |_| ()).unwrap();
     assert!(again.tree == committed);
     machine
+}
+
+#[test]
+fn bochs_is_read() {
+    let machine = check("bochs-i440fx");
+    assert_eq!(machine.processors.virtualization, Some(Virtualization::Vmx));
+    assert_eq!((machine.ecam.len(), machine.iommu), (0, None));
+    let timer = machine.power.unwrap().pm_timer.unwrap();
+    assert_eq!(timer.place, Place::Port(0xb008));
+}
+
+#[test]
+fn qemu_is_read() {
+    let machine = check("qemu-q35");
+    assert_eq!(machine.processors.virtualization, Some(Virtualization::Svm));
+    let iommu = machine.iommu.as_ref().unwrap();
+    assert_eq!(iommu.units.len(), 1);
+    assert_eq!(iommu.units[0].remaps_interrupts(), Some(true));
+    // The two devices that tests give to cells: DMA on command, and a network card.
+    for id in ["1234:11e8", "8086:10d3"] {
+        let device = machine
+            .pci
+            .functions
+            .iter()
+            .find(|it| it.id() == id)
+            .unwrap();
+        assert_eq!(machine.pci.group(device.group).count(), 1);
+        assert!(iommu.unit_of(device.address).is_some());
+        assert!(device.capabilities.msi.is_some());
+    }
 }
 
 fn groups(machine: &Machine) -> Vec<Vec<String>> {

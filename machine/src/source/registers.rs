@@ -121,9 +121,12 @@ impl CpuidDump {
         };
         for subleaf in 0..subleaves {
             let CpuIdResult { eax, ebx, ecx, edx } = ask(leaf, subleaf);
-            // Reserved subleaves are zero, but for the number of the subleaf that the topology leaves repeat in ECX.
-            let is_empty = [eax, ebx, ecx & !0xff, edx].iter().all(|&value| value == 0);
-            if subleaf == 0 || !is_empty {
+            let has_more = match is_topology(leaf) {
+                // Behind the last level, each still gives the number of the subleaf and the APIC id.
+                true => ecx >> 8 & 0xff != 0,
+                false => [eax, ebx, ecx, edx].iter().any(|&value| value != 0),
+            };
+            if subleaf == 0 || has_more {
                 self.insert(CpuidEntry {
                     leaf,
                     subleaf,
@@ -187,6 +190,11 @@ fn has_subleaves(leaf: u32) -> bool {
         4 | 7 | 0xb | 0xd | 0xf | 0x10 | 0x12 | 0x14 | 0x17 | 0x18 | 0x1a
             ..=0x1f | 0x20 | 0x23 | 0x24 | 0x8000_001d | 0x8000_0020 | 0x8000_0026
     )
+}
+
+/// Leaves with a level of the topology in each subleaf, and the level's type in ECX[15:8], 0 behind the last.
+fn is_topology(leaf: u32) -> bool {
+    matches!(leaf, 0xb | 0x1f | 0x8000_0026)
 }
 
 /// Asks a CPU of this machine, on a thread of its own that is bound to it.
@@ -271,4 +279,42 @@ pub(super) fn find_msr(path: &str, text: &str, index: u32) -> Result<Option<u64>
             "Collect it anew with this version of gaol.",
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_of_the_topology_end_with_the_last() {
+        let ask = |leaf, subleaf| match (leaf, subleaf) {
+            (0, _) => [0xd, 0, 0, 0],
+            // What a processor with APIC id 3 gives in all subleaves.
+            (0xb, 0) => [1, 2, 0x100, 3],
+            (0xb, 1) => [4, 8, 0x201, 3],
+            (0xb, _) => [0, 0, subleaf, 3],
+            (4, 0..3) => [1, 2, 3, 4],
+            (0xd, 0 | 2 | 62) => [0x240, 0, 0, 0],
+            (3, _) => [0x5e, 0x41, 0x17, 0x99],
+            (0x4000_0000, _) => [0xffff_ffff, 0, 0, 0],
+            (0x8000_0000, _) => [0x8000_0001, 0, 0, 0],
+            _ => [0; 4],
+        };
+        let dump = CpuidDump::take(|leaf, subleaf| {
+            let [eax, ebx, ecx, edx] = ask(leaf, subleaf);
+            CpuIdResult { eax, ebx, ecx, edx }
+        });
+        let subleaves = |leaf| {
+            let its = dump.iter().filter(|entry| entry.leaf == leaf);
+            its.map(|entry| entry.subleaf).collect::<Vec<u32>>()
+        };
+        assert_eq!(subleaves(0xb), [0, 1]);
+        assert_eq!(subleaves(4), [0, 1, 2]);
+        assert_eq!(subleaves(0xd), [0, 2, 62]);
+        assert_eq!(subleaves(7), [0]);
+        assert_eq!(subleaves(0x8000_0001), [0]);
+        // A serial number, and a range that is none.
+        assert_eq!(subleaves(3), [0; 0]);
+        assert_eq!(subleaves(0x4000_0000), [0; 0]);
+    }
 }
