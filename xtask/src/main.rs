@@ -7,6 +7,7 @@ mod boot;
 mod build;
 mod demo;
 mod flatten;
+mod fuzz;
 mod process;
 mod progress;
 mod setup;
@@ -44,6 +45,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Count what Gaol costs, exactly, and compare with the baseline
     Bench(bench::Arguments),
+    /// Fuzz everything that reads bytes from outside; ends with `N targets, N executions, N findings`
+    Fuzz(fuzz::Arguments),
     /// Boot the stock kernel on an emulated machine and run commands in it
     #[command(hide = true)]
     Boot(boot::Arguments),
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Boot(arguments) => boot::run(&arguments),
     };
     match result {

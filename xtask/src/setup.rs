@@ -118,6 +118,17 @@ pub fn qemu() -> Result<()> {
     install(&["qemu-system-x86"])
 }
 
+/// Makes sure that there is a compiler of C++, which only libFuzzer needs.
+///
+/// # Errors
+/// When it cannot be installed.
+pub fn cxx() -> Result<()> {
+    if program("c++") {
+        return Ok(());
+    }
+    install(&["g++"])
+}
+
 /// Makes sure that the formatter and the linter are there.
 ///
 /// # Errors
