@@ -171,6 +171,8 @@ fn is_refused(mutate: Mutation) {
 
 macro_rules! refused {
     ($($name:ident)+) => {
+        /// Changes that a test tries.
+        const TRIED: &[&str] = &[$(stringify!($name)),+];
         $(
             #[test]
             fn $name() {
@@ -196,4 +198,9 @@ refused! {
     ways_of_another_cell ways_that_are_none
     register_of_another_cell register_that_others_read register_of_the_hypervisor
     name_of_another_cell
+}
+
+#[test]
+fn every_change_that_makes_two_owners_is_tried() {
+    assert_eq!(TRIED, mutation::NAMES);
 }

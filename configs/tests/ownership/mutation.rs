@@ -31,6 +31,8 @@ pub type Mutation = fn(&mut Whole, &Choice) -> Option<Reason>;
 
 macro_rules! mutations {
     ($($(#[$doc:meta])* $name:ident = |$whole:ident, $choice:ident| $body:expr;)+) => {
+        /// The names of all of them.
+        pub const NAMES: &[&str] = &[$(stringify!($name)),+];
         $($(#[$doc])* pub fn $name($whole: &mut Whole, $choice: &Choice) -> Option<Reason> { $body })+
     };
 }
