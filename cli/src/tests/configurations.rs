@@ -133,9 +133,9 @@ fn check_goes_on_behind_files_that_are_wrong() {
         found,
         [
             ("wrong.toml", "configuration_invalid", 2),
-            ("first.toml", "configuration_invalid", 4),
-            ("first.toml", "cpu_unknown", 4),
-            ("third.toml", "cpu_zero", 4),
+            ("first.toml", "configuration_invalid", 5),
+            ("first.toml", "cpu_unknown", 5),
+            ("third.toml", "cpu_zero", 5),
         ]
     );
     assert_eq!(json["warnings"], serde_json::json!([]));
@@ -194,7 +194,7 @@ fn check_warns_and_succeeds() {
     let warning = &json["warnings"][0];
     assert_eq!(
         (&warning["file"], &warning["line"], &warning["reason"]),
-        (&"hello.toml".into(), &4.into(), &"smis".into())
+        (&"hello.toml".into(), &5.into(), &"smis".into())
     );
     for key in ["column", "message", "remedy"] {
         assert!(!warning[key].is_null(), "{key}");
