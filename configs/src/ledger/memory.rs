@@ -22,7 +22,7 @@ use super::{
     APIC_PAGE, CellId, Holding, IO_APIC_WINDOW, IO_APIC_WINDOW_SIZE, Ledger, Machine, Placement,
 };
 use crate::address::{HostPhysical, Range};
-use crate::binary::{CellView, Refusal, guest_range};
+use crate::binary::{CellView, Refusal, guest_range, is_same_name};
 
 /// Where 32-bit addresses end.
 const FOUR_GIB: u64 = 1 << 32;
@@ -212,10 +212,12 @@ fn place_is_sound(machine: &Machine<'_>, region: &MemoryRegion, placement: Place
 /// Whether a region goes on where the one before it ends, or has a name of its own.
 fn name_is_sound(region: &MemoryRegion, before: &[MemoryRegion]) -> bool {
     if region.flags & MEMORY_CONTINUED == 0 {
-        return before.iter().all(|other| other.name != region.name);
+        return before
+            .iter()
+            .all(|other| !is_same_name(&other.name, &region.name));
     }
     before.last().is_some_and(|last| {
-        last.name == region.name
+        is_same_name(&last.name, &region.name)
             && guest_range(last).is_some_and(|range| range.end().0 == region.guest)
             && (last.flags ^ region.flags) & !MEMORY_CONTINUED == 0
     })
@@ -505,7 +507,7 @@ impl Ledger {
         let pieces = || {
             let regions = cell.memory().iter();
             regions
-                .filter(|other| other.name == region.name)
+                .filter(|other| is_same_name(&other.name, &region.name))
                 .map(|piece| (piece.physical, piece.size))
         };
         let total = pieces().fold(0, |sum: u64, (_, size)| sum.saturating_add(size));

@@ -30,7 +30,7 @@ use gaol_abi::outcome::{Reason, Unsupported};
 use gaol_abi::{MAX_CELLS, NAME_LENGTH};
 
 use crate::address::{HostPhysical, Range};
-use crate::binary::{CellView, Refusal, SystemView, guest_range, name_text};
+use crate::binary::{CellView, Refusal, SystemView, guest_range, is_same_name, name_text};
 use crate::cpu_set::CpuSet;
 use kept::Kept;
 use memory::OwnedMemory;
@@ -137,7 +137,7 @@ impl Holding {
     };
 
     fn is_free(&self) -> bool {
-        self.name == Self::FREE.name
+        self.name.first() == Some(&0)
     }
 }
 
@@ -201,7 +201,7 @@ impl Ledger {
     pub fn find(&self, name: &[u8; NAME_LENGTH]) -> Option<CellId> {
         let mut taken = self.numbered().filter(|(_, holding)| !holding.is_free());
         taken
-            .find(|(_, holding)| holding.name == *name)
+            .find(|(_, holding)| is_same_name(&holding.name, name))
             .map(|(id, _)| id)
     }
 

@@ -66,7 +66,7 @@ fn copy_config(
 }
 
 fn total_size(buffer: &[u8; MAX_CELL_SIZE as usize]) -> Result<usize, Failure> {
-    if !buffer.starts_with(&CELL_SIGNATURE) {
+    if buffer.first_chunk::<8>() != Some(&CELL_SIGNATURE) {
         return Err(Failure::configuration(Reason::ConfigurationInvalid, 0));
     }
     let offset = core::mem::offset_of!(gaol_abi::config::Preamble, total_size);
@@ -112,6 +112,9 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
     let view = CellView::parse(bytes).map_err(refused)?;
     lifecycle::refuse_if_locked(cells)?;
     ledger.check(&machinery.machine, &view).map_err(refused)?;
+    if let Some(refusal) = gaol_config::ledger::unsupported(&view) {
+        return Err(refused(refusal));
+    }
     if view.cpus().contains(cpu.index) {
         return Err(Failure::configuration(
             Reason::CpuOwned,

@@ -28,8 +28,6 @@ use crate::virt::vmx::capabilities::Controls;
 /// Frames set aside for the root's far windows.
 const FAR_FRAMES: u32 = 8;
 
-const BAUD_AT_DIVISOR_1: u32 = 115_200;
-
 const PAGE: u64 = 4096;
 
 fn refused(refusal: Refusal) -> Failure {
@@ -45,10 +43,7 @@ pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
     if header.console_kind == CONSOLE_UART_PORT
         && let Some(port) = view.console_port()
     {
-        let baud = BAUD_AT_DIVISOR_1
-            .checked_div(header.console_divisor)
-            .unwrap_or(BAUD_AT_DIVISOR_1);
-        console::use_uart(port, baud);
+        console::use_uart(port, header.console_divisor as u16);
     }
     let image = super::parameters::image();
     log::info!("Gaol: taking over {} CPUs", parameters.cpu_count);
@@ -61,7 +56,7 @@ pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
     let root_ports = root_bitmaps(&mut pool, &root_ept, &view, &share)?;
     let mut guard = system::manage_at_launch();
     guard.ledger.name_root(&header.name);
-    let machine = machine(parameters, &view);
+    let machine = machine(parameters, &view)?;
     let large_executable = {
         let [_, _, _, features] = cpuid(7, 0);
         let no_erratum = 1 << 6;
@@ -282,8 +277,16 @@ fn set_far(
     Ok(())
 }
 
-fn machine(parameters: &LaunchParameters, view: &SystemView<'static>) -> Machine<'static> {
-    Machine {
+/// The machine as the ledger must know it; the configuration makes sense, and is of this machine.
+fn machine(
+    parameters: &LaunchParameters,
+    view: &SystemView<'static>,
+) -> Result<Machine<'static>, Failure> {
+    if view.describes_machine() && view.machine_cpus().len() as u64 != parameters.cpu_count.into() {
+        let cpus = view.machine_cpus().len() as u64;
+        return Err(Failure::configuration(Reason::OtherMachine, cpus));
+    }
+    let machine = Machine {
         cpus: CpuSet::first(parameters.cpu_count),
         physical_limit: 1u64.checked_shl(physical_bits().min(48)).unwrap_or(1 << 48),
         hypervisor: gaol_config::address::Range::new(
@@ -292,5 +295,7 @@ fn machine(parameters: &LaunchParameters, view: &SystemView<'static>) -> Machine
         ),
         hypervisor_ports: view.hypervisor_ports(),
         system: Some(*view),
-    }
+    };
+    gaol_config::ledger::check_system(&machine).map_err(refused)?;
+    Ok(machine)
 }

@@ -7,10 +7,9 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use gaol_abi::public::{RING_OFFSET, RING_TEXT, RING_TEXT_OFFSET};
-use uart_16550::backend::PioBackend;
-use uart_16550::{Config, Uart16550};
 
 use crate::launch::parameters;
+use crate::processor::{port_read, port_write};
 
 /// First port of the UART, 0 for none.
 static UART: AtomicU16 = AtomicU16::new(0);
@@ -22,22 +21,44 @@ const UART_PATIENCE: u32 = 100_000;
 /// Ports that a 16550 has.
 pub const UART_PORTS: u16 = 8;
 
-/// Sets the UART up at `port` (8n1).
-pub fn use_uart(port: u16, baud: u32) {
+/// Registers of a 16550, as offsets from its first port. (Not those of the crate `uart_16550`: it calls `expect` on the
+/// way of each character, and cells print in the exit path, where no panic may be reached.)
+mod register {
+    /// Data; the low byte of the divisor while that is selected.
+    pub const DATA: u16 = 0;
+    /// Interrupt enable; the high byte of the divisor.
+    pub const INTERRUPT_ENABLE: u16 = 1;
+    /// FIFO control.
+    pub const FIFO_CONTROL: u16 = 2;
+    /// Line control.
+    pub const LINE_CONTROL: u16 = 3;
+    /// Modem control.
+    pub const MODEM_CONTROL: u16 = 4;
+    /// Line status.
+    pub const LINE_STATUS: u16 = 5;
+}
+
+fn write_register(port: u16, register: u16, value: u8) {
     // SAFETY: the configuration gives these ports to the hypervisor; the root's port bitmap keeps Linux off them.
-    let Ok(mut uart) = (unsafe { Uart16550::new_port(port) }) else {
-        return;
-    };
-    let baud_rate = uart_16550::BaudRate::from_integer(baud);
-    if uart
-        .init(Config {
-            baud_rate,
-            ..Config::default()
-        })
-        .is_ok()
-    {
-        UART.store(port, Ordering::Relaxed);
+    unsafe { port_write(port.wrapping_add(register), 1, u32::from(value)) };
+}
+
+/// Sets the UART up at `port` (8n1, FIFOs on, no interrupts).
+pub fn use_uart(port: u16, divisor: u16) {
+    let [low, high] = divisor.to_le_bytes();
+    let (divisor_latch, eight_bits, fifos, ready) = (0x80, 0x03, 0x07, 0x03);
+    for (register, value) in [
+        (register::INTERRUPT_ENABLE, 0),
+        (register::LINE_CONTROL, divisor_latch),
+        (register::DATA, low),
+        (register::INTERRUPT_ENABLE, high),
+        (register::LINE_CONTROL, eight_bits),
+        (register::FIFO_CONTROL, fifos),
+        (register::MODEM_CONTROL, ready),
+    ] {
+        write_register(port, register, value);
     }
+    UART.store(port, Ordering::Relaxed);
 }
 
 /// First port of the UART in use, if there is one.
@@ -51,13 +72,12 @@ pub fn uart_port() -> Option<u16> {
 
 fn put_uart(byte: u8) {
     let Some(port) = uart_port() else { return };
-    // SAFETY: as in `use_uart`; a second handle is no state but the port.
-    let Ok(mut uart): Result<Uart16550<PioBackend>, _> = (unsafe { Uart16550::new_port(port) })
-    else {
-        return;
-    };
+    let holding_register_empty = 1 << 5;
     for _ in 0..UART_PATIENCE {
-        if uart.try_send_byte(byte).is_ok() {
+        // SAFETY: as in `write_register`; reading the line status drops nothing that the hypervisor looks at.
+        let status = unsafe { port_read(port.wrapping_add(register::LINE_STATUS), 1) };
+        if status & holding_register_empty != 0 {
+            write_register(port, register::DATA, byte);
             return;
         }
     }

@@ -11,11 +11,13 @@ use std::fs;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
-use gaol_abi::image::ImageHeader;
+use gaol_abi::image::{ImageHeader, LINK_BASE};
 use gaol_tests::artefacts;
 use gaol_tests::gaol::{self, Gaol};
 use gaol_tests::machine::{Machine, Spec};
 use gaol_tests::runner;
+use object::read::elf::ElfFile64;
+use object::{LittleEndian, Object, ObjectSymbol};
 use serde::Serialize;
 use zerocopy::FromBytes;
 
@@ -23,6 +25,7 @@ use crate::build;
 use crate::progress::Progress;
 use crate::setup;
 use crate::table::{Table, thousands};
+use crate::toolchain::Toolchain;
 use counts::Comparison;
 
 /// What to do with the figures.
@@ -73,9 +76,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let spec = Spec {
         cpus: CPUS,
         ..runner::with_artefacts(Spec::new("bench"))?
-    };
+    }
+    // A serial console would be measured as well.
+    .content("root/quiet.toml", "[console]\n".to_owned());
     let mut machine = progress.stage("booting the stock kernel", || Machine::boot(&spec))?;
-    let report = measure(&progress, &mut machine).with_context(|| {
+    let report = measure(&progress, &toolchain, &mut machine).with_context(|| {
         format!(
             "could not measure; the machine's logs are in {}",
             artefacts::display(machine.directory())
@@ -109,13 +114,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
-fn measure(progress: &Progress, machine: &mut Machine) -> Result<Report> {
+fn measure(progress: &Progress, toolchain: &Toolchain, machine: &mut Machine) -> Result<Report> {
     machine.check("insmod /root/gaol-bench.ko && insmod /root/gaol.ko")?;
     let native = progress.stage("counting without Gaol", || count(machine))?;
-    // Without a system file there is no serial console, whose speed would be measured.
-    machine.gaol("enable")?;
+    machine.gaol("enable quiet.toml")?;
     let hypervisor = progress.stage("counting under Gaol", || count(machine))?;
-    let mut sizes = image_sizes()?;
+    let mut sizes = image_sizes(toolchain)?;
     let memory = memory_used(machine, &mut sizes)?;
     let cell_operations = progress.stage("counting inside a cell", || count_in_cell(machine))?;
     machine.gaol("disable")?;
@@ -132,6 +136,7 @@ fn measure(progress: &Progress, machine: &mut Machine) -> Result<Report> {
     for (name, [_, median, _]) in &life_cycle {
         figures.insert(name.clone(), *median as f64);
     }
+    // Without what fills their last pages.
     let text_and_rodata = sizes["text"] + sizes["rodata"];
     figures.insert("text_and_rodata_bytes".to_owned(), text_and_rodata as f64);
     figures.insert("memory_bytes".to_owned(), memory as f64);
@@ -173,7 +178,7 @@ fn count_in_cell(machine: &mut Machine) -> Result<BTreeMap<String, f64>> {
 /// Measures the steps of a cell's life, several times.
 fn life_cycle(machine: &mut Machine) -> Result<BTreeMap<String, [u64; 3]>> {
     let steps = [
-        ("enable", "enable".to_owned()),
+        ("enable", "enable quiet.toml".to_owned()),
         ("create", format!("cell create {CELL}.toml")),
         ("load", format!("cell load {CELL} {CELL}.bin")),
         ("start", format!("cell start {CELL}")),
@@ -201,7 +206,16 @@ fn life_cycle(machine: &mut Machine) -> Result<BTreeMap<String, [u64; 3]>> {
 }
 
 /// Sizes from the image's header.
-fn image_sizes() -> Result<BTreeMap<String, u64>> {
+fn image_sizes(toolchain: &Toolchain) -> Result<BTreeMap<String, u64>> {
+    let elf = toolchain.image("gaol-vmx");
+    let elf = fs::read(&elf).with_context(|| format!("cannot read {}", elf.display()))?;
+    let elf = ElfFile64::<LittleEndian>::parse(&*elf).context("the image is no ELF file")?;
+    let content = |end: &str, start: u64| -> Result<u64> {
+        let symbol = elf
+            .symbol_by_name(end)
+            .with_context(|| format!("the linker script does not define `{end}`"))?;
+        Ok(symbol.address() - LINK_BASE - start)
+    };
     let path = artefacts::gaol().join("gaol-vmx.bin");
     let image = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let (header, _) = ImageHeader::read_from_prefix(&image)
@@ -210,8 +224,14 @@ fn image_sizes() -> Result<BTreeMap<String, u64>> {
     Ok(BTreeMap::from([
         ("file".to_owned(), header.file_size),
         ("image_in_memory".to_owned(), header.memory_size),
-        ("text".to_owned(), header.text_size),
-        ("rodata".to_owned(), header.rodata_size),
+        (
+            "text".to_owned(),
+            content("__text_content_end", header.text)?,
+        ),
+        (
+            "rodata".to_owned(),
+            content("__rodata_content_end", header.rodata)?,
+        ),
         ("data_and_bss".to_owned(), header.data_size),
         (
             // Its private area, the page of the world switch and the page that Linux may read.
