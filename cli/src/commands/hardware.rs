@@ -32,9 +32,10 @@ fn unreadable(problem: &Problem) -> Failure {
     failure
 }
 
-/// Lets a second pass, and tells on a terminal that it does.
+/// Lets a second pass, and tells people on a terminal that it does.
 fn wait(second: u64, seconds: u64) {
-    let is_watched = !cfg!(test) && std::io::stderr().is_terminal();
+    let is_for_programs = || std::env::args_os().any(|argument| argument == "--json");
+    let is_watched = !cfg!(test) && std::io::stderr().is_terminal() && !is_for_programs();
     if is_watched {
         eprint!("\rcounting system management interrupts: {second} of {seconds} s ");
     }

@@ -116,7 +116,7 @@ pub struct Linux {
     pub turbo: Reading<Option<bool>>,
     /// Flags of each CPU in /proc/cpuinfo.
     pub flags: Reading<BTreeMap<u32, BTreeSet<String>>>,
-    /// The kernel's build configuration; none when it is not installed.
+    /// The kernel's build configuration; none when it is not installed, or does not matter on this processor.
     pub build: Reading<Option<String>>,
 }
 
@@ -171,6 +171,9 @@ pub struct Facts {
 }
 
 const CPUS: &str = "/sys/devices/system/cpu";
+
+/// Indirect branch tracking: the flag that Linux shows whether it was built to use it or not.
+const BUILD_DECIDES: &str = "ibt";
 
 /// Reads a text and makes something of it.
 pub(super) fn text<T>(
@@ -293,6 +296,7 @@ pub(super) fn vendor(cpuid: &CpuidDump) -> String {
 
 impl Linux {
     fn read(source: &Source, first: Option<u32>) -> Self {
+        let flags = text(source, "/proc/cpuinfo", cpu_flags);
         let memory = "/sys/devices/system/memory";
         let kernel = "/proc/sys/kernel";
         Self {
@@ -327,8 +331,13 @@ impl Linux {
             idle_driver: optional_text(source, &format!("{CPUS}/cpuidle/current_driver"), word),
             idle_states: idle_states(source, first.unwrap_or(0)),
             turbo: turbo(source),
-            flags: text(source, "/proc/cpuinfo", cpu_flags),
-            build: build(source),
+            build: match &flags {
+                Ok(flags) if flags.values().any(|flags| flags.contains(BUILD_DECIDES)) => {
+                    build(source)
+                }
+                _ => Ok(None),
+            },
+            flags,
         }
     }
 }

@@ -212,8 +212,11 @@ fn comparable(entry: &CpuidEntry) -> Option<CpuidEntry> {
     match (entry.leaf, entry.subleaf) {
         // APIC id.
         (1, _) => entry.ebx &= 0x00ff_ffff,
-        // x2APIC id.
-        (0xb | 0x1f | 0x8000_0026, _) => entry.edx = 0,
+        // x2APIC id, and the number of the subleaf, which reserved ones repeat.
+        (0xb | 0x1f | 0x8000_0026, _) => {
+            entry.edx = 0;
+            entry.ecx &= !0xff;
+        }
         // Bytes for what is enabled in XCR0 and XSS.
         (0xd, 0 | 1) => entry.ebx = 0,
         // Frequencies, APIC and node ids, and what a hypervisor beneath says.

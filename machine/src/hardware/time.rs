@@ -59,7 +59,7 @@ pub(super) fn rows(facts: &Facts, rows: &mut Vec<Row>) {
     rows.push(rate(facts));
     rows.push(TIMER.on_all(
         &facts.census_of(DEADLINE),
-        "Nothing: cells use the APIC timer's own count.",
+        "Let the cell use the APIC timer's own count; the runtime that comes with Gaol wants the deadline.",
     ));
     rows.push(AWAKE.on_all(
         &facts.census_of(ALWAYS_RUNNING),

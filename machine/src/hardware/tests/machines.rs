@@ -91,6 +91,10 @@ impl Machine {
                 machine.one(cpu, leaf, subleaf, entry);
             }
         }
+        // As dumps are taken: reserved subleaves that are not all zeros are in them.
+        for cpu in 1..CPUS {
+            machine.one(cpu, 0xb, 2, [0, 0, 2, cpu]);
+        }
         machine.msr(msr::APIC_BASE, 0xfee0_0d00);
         machine.msr(msr::TSC_ADJUST, 0);
         machine.msr(msr::ARCH_CAPABILITIES, 0x40);
