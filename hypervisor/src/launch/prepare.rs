@@ -282,7 +282,9 @@ fn machine(
     parameters: &LaunchParameters,
     view: &SystemView<'static>,
 ) -> Result<Machine<'static>, Failure> {
-    if view.describes_machine() && view.machine_cpus().len() as u64 != parameters.cpu_count.into() {
+    if view.describes_machine()
+        && view.machine_cpus().len() as u64 != u64::from(parameters.cpu_count)
+    {
         let cpus = view.machine_cpus().len() as u64;
         return Err(Failure::configuration(Reason::OtherMachine, cpus));
     }
