@@ -9,12 +9,15 @@ use crate::machine::{Machine, Spec};
 use crate::runner::Group;
 
 mod cells;
+mod configuration;
 mod console;
 mod faults;
 mod images;
+mod keys;
 mod latency;
 mod life_cycle;
 mod machine;
+mod memory;
 mod nmi;
 mod power;
 mod processors;
@@ -30,10 +33,13 @@ pub const GROUPS: &[Group] = &[
     faults::GROUP,
     violations::GROUP,
     nmi::GROUP,
+    memory::GROUP,
     refusals::GROUP,
     processors::GROUP,
     latency::GROUP,
+    configuration::GROUP,
     cells::GROUP,
+    keys::GROUP,
     root::GROUP,
     images::GROUP,
     state::GROUP,
@@ -107,6 +113,17 @@ impl Context {
             self.machine.check("sleep 0.3")?;
         }
         anyhow::bail!("`{text}` was not printed, but: {console}")
+    }
+
+    /// Waits until the console has printed `text` so many times since the last enable.
+    fn wait_console_count(&mut self, text: &str, count: usize) -> Result<()> {
+        for _ in 0..60 {
+            if self.machine.check("gaol console")?.matches(text).count() >= count {
+                return Ok(());
+            }
+            self.machine.check("sleep 0.3")?;
+        }
+        anyhow::bail!("`{text}` was not printed {count} times")
     }
 
     /// The state of a cell in words, from sysfs.
