@@ -4,7 +4,8 @@
 
 use gaol_abi::handover::LaunchStep;
 use gaol_abi::image::Vendor;
-use gaol_abi::outcome::{Outcome, Reason};
+use gaol_abi::outcome::{Outcome, Reason, Unsupported};
+use gaol_config::pci::FunctionAddress;
 use gaol_config::quantity::Size;
 
 use crate::arguments::CellName;
@@ -162,6 +163,7 @@ pub fn explain(outcome: &Outcome, facts: &Facts) -> Option<Words> {
     of_launch(reason, outcome.detail, facts)
         .or_else(|| of_processor(reason, outcome, facts))
         .or_else(|| of_configuration(reason, outcome.detail))
+        .or_else(|| of_hardware(reason, outcome.detail))
         .or_else(|| of_cell(reason, outcome.detail, facts))
 }
 
@@ -393,6 +395,107 @@ fn of_configuration(reason: Reason, detail: u64) -> Option<Words> {
         Reason::ResetAddress => words(
             format!("the cell's CPUs would start at {detail:#x}, where it has no code"),
             "Set `reset-address` to an address in executable memory of the cell.",
+        ),
+        _ => return None,
+    })
+}
+
+/// Reasons that lie in what a configuration says of devices, interrupts, caches, registers and the machine.
+fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
+    let function = FunctionAddress::from_detail(detail);
+    let (level, ways) = (detail >> 32, detail & 0xffff_ffff);
+    Some(match reason {
+        Reason::DeviceUnknown => words(format!("there is no PCI function {function}"), CHECK),
+        Reason::DeviceOwned => words(
+            format!("PCI function {function} belongs to another cell, or is named twice"),
+            "Take it out of one of the two.",
+        ),
+        Reason::DeviceIsBridge => words(
+            format!("PCI function {function} is a bridge, which stays with the root cell"),
+            "Name the functions behind it.",
+        ),
+        Reason::DeviceGroupSplit => words(
+            format!(
+                "a PCI function can't be kept apart from {function}, which the cell does not have"
+            ),
+            "Give both of them to one cell.",
+        ),
+        Reason::VectorBudget => words(
+            format!(
+                "PCI function {function} asks for more interrupt vectors than it or the cell has"
+            ),
+            "Write fewer `vectors`, or give the cell another CPU.",
+        ),
+        Reason::InterruptUnknown => words(format!("there is no interrupt line {detail}"), CHECK),
+        Reason::InterruptOwned => words(
+            format!("interrupt line {detail} belongs to another cell, or is named twice"),
+            "Take it out of one of the two.",
+        ),
+        Reason::CacheWaysInvalid => words(
+            format!(
+                "the ways {ways:#x} of the level-{level} cache don't exist, or are not adjacent"
+            ),
+            CHECK,
+        ),
+        Reason::CacheWaysOwned => words(
+            format!(
+                "the ways {ways:#x} of the level-{level} cache belong to another cell, or are the last"
+            ),
+            "Name other ways, and leave some for the root cell.",
+        ),
+        Reason::MsrInvalid => words(
+            format!("register {detail:#x} can't be given to a cell like this"),
+            CHECK,
+        ),
+        Reason::MsrOwned => words(
+            format!("register {detail:#x} belongs to another cell, or is named twice"),
+            "Take it out of one of the two, or write `per-cpu = true` in both if each CPU has its own.",
+        ),
+        Reason::MemoryIsPciConfiguration => words(
+            format!("PCI configuration space is at {detail:#x}, and stays the hypervisor's"),
+            "Name PCI functions in [[devices]], and leave their configuration space out.",
+        ),
+        Reason::MemoryIsIommus => words(
+            format!("an IOMMU is at {detail:#x}, and stays the hypervisor's"),
+            "Leave that page out.",
+        ),
+        Reason::MemoryIsReservedDma => words(
+            format!("firmware or a device of the root cell reaches the memory at {detail:#x}"),
+            "Choose other memory.",
+        ),
+        Reason::MemoryIsDevices => words(
+            format!("a PCI function that is not the cell's has its registers at {detail:#x}"),
+            "Name the function in [[devices]]: its registers come with it.",
+        ),
+        Reason::MemoryUnknown => words(
+            format!("the machine has no memory where region {detail} (counted from 0) is"),
+            "Choose another address, or leave `physical` out: Linux then gives the memory.",
+        ),
+        Reason::DmaOutsideMemory => words(
+            format!("devices shall reach region {detail} (counted from 0), where no memory is"),
+            "Choose memory, or take `dma` out.",
+        ),
+        Reason::SharedRegionDiffers => words(
+            format!("shared region {detail} (counted from 0) differs from that of another cell"),
+            "Give both of them one size, one kind and one cache.",
+        ),
+        Reason::Unsupported => words(
+            match Unsupported(detail) {
+                Unsupported::Devices => "this build gives no PCI functions to cells yet",
+                Unsupported::Interrupts => "this build gives no interrupt lines to cells yet",
+                Unsupported::CacheWays => "this build gives no cache ways to cells yet",
+                Unsupported::AccessWidths => "this build has no regions with access widths yet",
+                _ => "this build can't do what the configuration asks for yet",
+            },
+            "Take that key out, or use a newer hypervisor.",
+        ),
+        Reason::OtherMachine => words(
+            format!("the configuration describes another machine: CPU {detail} differs"),
+            "Describe this one: gaol config create",
+        ),
+        Reason::MachineInvalid => words(
+            format!("what the configuration says of the machine makes no sense ({detail:#x})"),
+            "Run `gaol config check SYSTEM`, or describe the machine anew: gaol config create",
         ),
         _ => return None,
     })

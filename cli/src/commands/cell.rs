@@ -3,18 +3,16 @@
 use std::fs;
 use std::path::Path;
 
-use gaol_abi::config::{MAX_MEMORY_REGIONS, MemoryRegion};
 use gaol_abi::driver::MAX_LOAD_IMAGES;
 use gaol_abi::outcome::Reason;
 use gaol_config::binary::name_text;
 use gaol_config::explain::{cpu_list, explain};
 use gaol_config::ledger::{Ledger, Machine};
 use gaol_config::quantity::Size;
-use gaol_config::{
-    Cell, CellView, Configuration, CpuSet, HostPhysical, Range, Refusal, check, encode,
-};
+use gaol_config::{Cell, CellView, Configuration, CpuSet, Refusal, check, encode};
 use serde_json::{Value, json};
 
+use super::owners;
 use crate::arguments::{CellName, Content, Piece, Pieces};
 use crate::device::{Cost, Created, DeviceError, Load, Operation};
 use crate::explain::Facts;
@@ -22,7 +20,6 @@ use crate::failure::{Failure, Result};
 use crate::host::{Host, read_bytes, read_configuration};
 use crate::memory::{Shortage, with_blocks};
 use crate::output::{Report, grouped};
-use crate::sysfs::CellEntry;
 
 /// What an operation took, for people.
 fn cost_text(cost: Cost) -> String {
@@ -60,7 +57,7 @@ pub fn create(host: &mut Host, path: &Path) -> Result<Report> {
             ));
         }
     };
-    let (ledger, mut machine) = known_owners(host);
+    let (ledger, mut machine) = owners::known(host);
     if let Some(system) = &saved {
         let hypervisor = machine.hypervisor;
         machine = check::with_system(machine, system);
@@ -69,12 +66,15 @@ pub fn create(host: &mut Host, path: &Path) -> Result<Report> {
     }
     if host.sysfs.is_enabled().unwrap_or(false) {
         let mut before = ledger.clone();
-        check::add(&mut before, &machine, &cell)
-            .map_err(|problem| Failure::configuration(vec![problem]))?;
+        check::add_or_all(&mut before, &machine, &cell).map_err(Failure::configuration)?;
+        if let Some(problem) = check::unsupported(&cell) {
+            return Err(Failure::configuration(vec![problem]));
+        }
     }
     let view = cell.view();
     let created = create_from(host, cell.bytes())
         .map_err(|error| creation_failure(host, error, &cell, &ledger, &machine))?;
+    owners::keep(host, created.id, cell.bytes());
     Ok(created_report(created, view.name(), view.cpus()))
 }
 
@@ -112,6 +112,7 @@ pub fn create_unchecked(host: &mut Host, path: &Path) -> Result<Report> {
         }
         host.failure(&action, error, &facts)
     })?;
+    owners::keep(host, created.id, &bytes);
     let cell = host.sysfs.find(&CellName::Id(created.id))?;
     Ok(created_report(created, &cell.name, cell.cpus))
 }
@@ -134,63 +135,6 @@ fn created_report(created: Created, name: &str, cpus: CpuSet) -> Report {
             "scrub_cycles": created.cost.scrub_cycles,
         }),
     }
-}
-
-/// What module and sysfs tell of the machine and of the cells that exist. The ports of others are not known here.
-fn known_owners(host: &Host) -> (Ledger, Machine<'static>) {
-    let hypervisor = host.sysfs.region();
-    let machine = Machine {
-        cpus: host
-            .sysfs
-            .present_cpus()
-            .unwrap_or(check::any_machine().cpus),
-        hypervisor: hypervisor.and_then(|(start, size)| Range::new(HostPhysical(start), size)),
-        ..check::any_machine()
-    };
-    let mut ledger = Ledger::new();
-    for entry in host.sysfs.cells().unwrap_or_default() {
-        let Some(name) = encode::name(&entry.name) else {
-            continue;
-        };
-        if entry.id == 0 {
-            ledger.name_root(&name);
-        } else if let Some(binary) = as_configuration(host, &entry, name)
-            && let Ok(view) = CellView::parse(binary.bytes())
-        {
-            // Two cells of one number don't exist, and one too many of them is not known here: the hypervisor decides.
-            let _ = ledger.claim(gaol_config::CellId(entry.id), &view);
-        }
-    }
-    (ledger, machine)
-}
-
-/// The configuration that a cell would have by what sysfs tells of it.
-fn as_configuration(
-    host: &Host,
-    entry: &CellEntry,
-    name: [u8; gaol_abi::NAME_LENGTH],
-) -> Option<encode::Binary> {
-    let regions = host.sysfs.memory(entry.id).ok()?;
-    let memory = regions.iter().take(MAX_MEMORY_REGIONS).map(|region| {
-        Some(MemoryRegion {
-            name: encode::name(&region.name)?,
-            physical: region.physical,
-            guest: region.guest,
-            size: region.size,
-            flags: region.flags,
-        })
-    });
-    let cell = encode::Cell {
-        flags: 0,
-        name,
-        cpus: entry.cpus,
-        reset_address: 0,
-        shutdown_milliseconds: 0,
-        memory: memory.collect::<Option<Vec<_>>>()?,
-        ports: Vec::new(),
-        ..encode::Cell::default()
-    };
-    Some(cell.encode())
 }
 
 /// What is to be said about the memory that the error is about.
@@ -237,6 +181,25 @@ fn creation_failure(
                 | Reason::PortsInvalid
                 | Reason::ResetAddress
                 | Reason::NoCpu
+                | Reason::DeviceUnknown
+                | Reason::DeviceOwned
+                | Reason::DeviceIsBridge
+                | Reason::DeviceGroupSplit
+                | Reason::VectorBudget
+                | Reason::InterruptUnknown
+                | Reason::InterruptOwned
+                | Reason::CacheWaysInvalid
+                | Reason::CacheWaysOwned
+                | Reason::MsrInvalid
+                | Reason::MsrOwned
+                | Reason::MemoryIsPciConfiguration
+                | Reason::MemoryIsIommus
+                | Reason::MemoryIsReservedDma
+                | Reason::MemoryIsDevices
+                | Reason::MemoryUnknown
+                | Reason::DmaOutsideMemory
+                | Reason::SharedRegionDiffers
+                | Reason::Unsupported
         );
         if is_explained && cell.places.name.is_some() {
             let refusal = Refusal::new(outcome.reason, outcome.detail);

@@ -8,6 +8,7 @@ pub mod hardware;
 pub mod histogram;
 pub mod import;
 pub mod list;
+pub mod owners;
 pub mod plan;
 pub mod stats;
 pub mod system;

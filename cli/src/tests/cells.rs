@@ -43,6 +43,53 @@ fn create_passes_the_compiled_file_on() {
 }
 
 #[test]
+fn create_knows_the_ports_of_cells_that_it_made() {
+    let machine = Machine::enabled();
+    let with_ports = |name: &str, cpu: u32| {
+        let text = shipped("hello.toml").replace("\"hello\"", &format!("\"{name}\""));
+        let cpus = format!("cpus = [{cpu}]\nports = [{{ first = 0x3e8, count = 8 }}]");
+        machine.write(&format!("{name}.toml"), &text.replace("cpus = [2]", &cpus))
+    };
+    let first = with_ports("first", 2);
+    let second = with_ports("second", 1);
+    let created = machine.run(&["cell", "create", &first, "--json"]).json();
+    let id = u32::try_from(created["id"].as_u64().unwrap()).unwrap();
+    machine.add_cell(
+        id,
+        "first",
+        "shut down",
+        "2",
+        "",
+        "ram 0x30000000 0 0x100000 0x47\n",
+    );
+    let text = machine.run(&["cell", "create", &second]).failure();
+    assert!(
+        text.contains("ports 0x3e8 to 0x3ef reach into those of cell \"first\""),
+        "{text}"
+    );
+    // A number is given again: what was kept is then of another cell.
+    machine.add_cell(
+        id,
+        "other",
+        "shut down",
+        "2",
+        "",
+        "ram 0x30000000 0 0x100000 0x47\n",
+    );
+    machine.run(&["cell", "create", &second]).text();
+}
+
+#[test]
+fn create_says_what_this_build_can_not_do() {
+    let machine = Machine::enabled();
+    let text = shipped("hello.toml").replace("cpus = [2]", "cpus = [2]\ninterrupts = [4]");
+    let file = machine.write("hello.toml", &text);
+    let json = machine.run(&["cell", "create", &file, "--json"]).json();
+    assert_eq!(json["error"]["reason"], "unsupported");
+    assert_eq!(json["error"]["line"], 6);
+}
+
+#[test]
 fn create_sees_what_others_own_before_anything_is_touched() {
     let machine = Machine::enabled();
     let hello = shipped("hello.toml");

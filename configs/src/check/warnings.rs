@@ -33,7 +33,8 @@ pub fn warnings(system: &System, cells: &[Cell]) -> Vec<Problem> {
         writer.cores(&view, cells, index, &mut found);
         writer.smis(&view, &mut found);
         writer.caches(&view, &mut found);
-        found.extend(unsupported(cell));
+        let not_yet = unsupported(cell);
+        found.extend(not_yet.map(|problem| problem.as_warning(Doubt::Unsupported)));
         found.sort_by_key(|problem| problem.place().map_or(0, |place| place.start));
         all.append(&mut found);
     }
@@ -48,13 +49,11 @@ pub fn warnings(system: &System, cells: &[Cell]) -> Vec<Problem> {
     all
 }
 
-/// What `cell` asks for and this build of the hypervisor can't keep.
+/// What `cell` asks for and this build of the hypervisor can't keep, as the problem that it is at creation.
 #[must_use]
 pub fn unsupported(cell: &Cell) -> Option<Problem> {
     let refusal = ledger::unsupported(&cell.view());
-    let explained =
-        refusal.map(|refusal| explain(refusal, cell, &Ledger::new(), &super::any_machine()));
-    explained.map(|problem| problem.as_warning(Doubt::Unsupported))
+    refusal.map(|refusal| explain(refusal, cell, &Ledger::new(), &super::any_machine()))
 }
 
 /// Writes the warnings about one cell.
