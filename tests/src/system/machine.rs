@@ -1,8 +1,11 @@
 //! The machine itself: what every other test takes for granted.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
+use gaol_machine::Source;
+use gaol_machine::source::Tree;
 
 use super::Context;
+use crate::artefacts::workspace_root;
 use crate::gaol::Gaol;
 use crate::runner::{Check, Group};
 
@@ -22,6 +25,10 @@ pub(super) const GROUP: Group = Group {
         Check {
             name: "commands-report-output-and-status",
             run: commands,
+        },
+        Check {
+            name: "a-collection-reads-like-the-machine",
+            run: collection,
         },
     ],
 };
@@ -53,5 +60,30 @@ fn commands(context: &mut Context) -> Result<()> {
         .machine
         .check("wc -c </tmp/bytes; tail -c 1 /tmp/bytes | hexdump -e '1/1 \"%02x\"'")?;
     ensure!(sum == format!("2000\n{:02x}", content[1999]), "sum {sum:?}");
+    Ok(())
+}
+
+/// What the command collects here says what the committed collection of this machine says.
+fn collection(context: &mut Context) -> Result<()> {
+    let file = "/tmp/machine.tar.gz";
+    context
+        .machine
+        .check(&format!("gaol config collect --force -o {file}"))?;
+    let digits = context
+        .machine
+        .check(&format!("hexdump -v -e '1/1 \"%02x\"' {file}"))?;
+    let pairs = digits.trim().as_bytes().as_chunks::<2>().0;
+    let bytes: Result<Vec<u8>, _> = pairs
+        .iter()
+        .map(|pair| u8::from_str_radix(&String::from_utf8_lossy(pair), 16))
+        .collect();
+    let collected = Source::tree(Tree::read_tar(file, bytes?.as_slice())?);
+    let path = workspace_root().join("machine/collections/bochs-i440fx.tar.gz");
+    let [here, committed] = [collected, Source::open(&path)?].map(|source| {
+        let machine = gaol_machine::Machine::read(&source);
+        machine.map_err(|problems| anyhow!("{}", problems[0]))
+    });
+    let (here, committed) = (here?.to_string(), committed?.to_string());
+    ensure!(here == committed, "it says\n{here}instead of\n{committed}");
     Ok(())
 }
