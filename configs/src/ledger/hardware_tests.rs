@@ -962,6 +962,16 @@ fn a_strict_root_has_possible_lists() {
     ] {
         assert_eq!(memory(at, at, REGISTERS), Err((reason, at)));
     }
+    // Linux gave the hypervisor its memory from the midst of its own.
+    let around = |start, size| {
+        let all = region("ram", start, start, size, RAM);
+        system_verdict(|system| system.root_memory = vec![all])
+    };
+    assert_eq!(around(0x3900_0000, 0x200_0000), Ok(()));
+    assert_eq!(
+        around(0x3900_0000, 0x100_1000),
+        Err((Reason::MemoryIsHypervisors, 0x3a00_0000))
+    );
     let ports = |first, count| {
         system_verdict(|system| {
             system.root_ports = vec![
