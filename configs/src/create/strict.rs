@@ -15,13 +15,15 @@ use gaol_machine::{Machine, Span};
 use super::console_ports;
 use super::describe::whole_pages;
 use super::text::Text;
-use crate::ledger::{APIC_PAGE, PCI_CONFIGURATION_PORTS};
+use crate::ledger::{self, APIC_PAGE, PCI_CONFIGURATION_PORTS};
 use crate::quantity::Size;
 
 /// Ranges below 1 MiB that every PC has: RAM with the firmware's data, the display, ROMs.
 const LOW_MEMORY: (u64, u64) = (0, 0x9_ffff);
 const LOW_DISPLAY: (u64, u64) = (0xa_0000, 0xb_ffff);
 const LOW_ROMS: (u64, u64) = (0xc_0000, 0xf_ffff);
+/// Where chipsets have their IOAPICs.
+const IO_APIC_WINDOW: (u64, u64) = (ledger::IO_APIC_WINDOW, ledger::IO_APIC_WINDOW + 0xf_ffff);
 /// Ports of the mainboard: DMA, interrupt controllers, timer, keyboard, clock, power. Some are in no list of Linux'.
 const MAINBOARD_PORTS: (u64, u64) = (0, 0xff);
 /// Trigger modes of the two 8259 interrupt controllers.
@@ -313,6 +315,7 @@ fn moderated(machine: &Machine) -> Vec<Span> {
         .filter_map(|io_apic| Span::sized(io_apic.address, PAGE_SIZE))
         .collect();
     spans.extend(Span::sized(APIC_PAGE, PAGE_SIZE));
+    spans.extend(span(IO_APIC_WINDOW));
     spans.extend(machine.ecam.iter().map(|ecam| ecam.span));
     if let Some(iommu) = &machine.iommu {
         spans.extend(iommu.units.iter().map(|unit| unit.registers));
