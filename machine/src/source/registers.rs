@@ -192,7 +192,7 @@ fn has_subleaves(leaf: u32) -> bool {
     )
 }
 
-/// Leaves with a level of the topology in each subleaf, and the level's type in ECX[15:8], 0 behind the last.
+/// Leaves with a level of the topology in each subleaf, and the level's type in bits 15:8 of ECX, 0 behind the last.
 fn is_topology(leaf: u32) -> bool {
     matches!(leaf, 0xb | 0x1f | 0x8000_0026)
 }
