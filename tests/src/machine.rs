@@ -44,6 +44,8 @@ pub enum Platform {
     Bochs,
     /// QEMU with the host's own VMX.
     Kvm,
+    /// QEMU without: no VMX, but VT-d with interrupt remapping.
+    Qemu,
 }
 
 /// A machine to be started.
@@ -122,7 +124,7 @@ impl Spec {
         let command_line = format!("{COMMAND_LINE} {}", self.command_line);
         let command_line = command_line.trim();
         match self.platform {
-            Platform::Kvm => {
+            Platform::Kvm | Platform::Qemu => {
                 qemu::command(self, directory, &kernel.image, &initrd, command_line, port)
             }
             Platform::Bochs => {

@@ -1,4 +1,4 @@
-//! How a machine is described to QEMU, which runs it on the host's own VMX where that is offered.
+//! How a machine is described to QEMU, which runs it on the host's own VMX where that is offered, or emulates all of it.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::machine::{SECOND_SERIAL, Spec};
+use crate::machine::{Platform, SECOND_SERIAL, Spec};
 
 const INITRD: &str = "initrd";
 
@@ -51,8 +51,8 @@ pub(crate) fn command(
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-        .args(["-machine", "q35,accel=kvm,kernel-irqchip=split"])
-        .args(["-cpu", "host", "-smp", &spec.cpus.to_string()])
+        .args(platform(spec))
+        .args(["-smp", &spec.cpus.to_string()])
         .args(["-m", &format!("{}M", spec.memory_mib)])
         .arg("-kernel")
         .arg(kernel)
@@ -65,4 +65,18 @@ pub(crate) fn command(
         .stdout(output.try_clone()?)
         .stderr(output);
     Ok(command)
+}
+
+/// What it runs on.
+fn platform(spec: &Spec) -> Vec<&str> {
+    match spec.platform {
+        Platform::Qemu => {
+            let machine = ["-machine", "q35,accel=tcg", "-cpu", &spec.model];
+            [&machine[..], &["-device", "intel-iommu,intremap=on"]].concat()
+        }
+        Platform::Kvm | Platform::Bochs => {
+            let machine = "q35,accel=kvm,kernel-irqchip=split";
+            vec!["-machine", machine, "-cpu", "host"]
+        }
+    }
 }

@@ -107,7 +107,7 @@ pub fn run(progress: &Progress) -> Result<Toolchain> {
     toolchain(progress)
 }
 
-/// Makes sure that QEMU is there, which only machines on KVM need.
+/// Makes sure that QEMU is there, which some of the tests need, and machines on KVM.
 ///
 /// # Errors
 /// When it cannot be installed.

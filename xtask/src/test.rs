@@ -141,6 +141,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let progress = Progress::new((steps.len() + build::PARTS.len() + system) as u64);
     let toolchain = setup::run(&progress)?;
     setup::lints(&progress)?;
+    setup::qemu()?;
     let mut total = Count::default();
     for step in steps {
         total.add(host_step(&progress, step, &toolchain));

@@ -12,6 +12,7 @@ mod cells;
 mod configuration;
 mod console;
 mod faults;
+mod hardware;
 mod images;
 mod keys;
 mod latency;
@@ -47,6 +48,8 @@ pub const GROUPS: &[Group] = &[
     power::POWER_OFF,
     console::GROUP,
     reservation::GROUP,
+    hardware::GROUP,
+    hardware::WITHOUT_VMX,
     machine::GROUP,
 ];
 
