@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::problem::{Problem, optional};
+use crate::problem::{Kind, Problem, optional};
 use crate::source::{CpuidDump, Source};
 use crate::span::{number, number_list};
 
@@ -195,7 +195,12 @@ impl Processor {
         let caches = caches(source, id)?;
         let smi_count = match cpuid.get(0, 0).ecx {
             // "ntel", of GenuineIntel.
-            0x6c65_746e => optional(source.msr(id, MSR_SMI_COUNT))?,
+            0x6c65_746e => match source.msr(id, MSR_SMI_COUNT) {
+                Ok(count) => Some(count),
+                // Some kernels keep even root from these registers, and nothing depends on this one.
+                Err(problem) if matches!(problem.kind(), Kind::Missing | Kind::Permission) => None,
+                Err(problem) => return Err(problem),
+            },
             _ => None,
         };
         Ok(Self {
