@@ -120,7 +120,7 @@ fn possible(machine: &Machine, request: &Request) -> Result<(), Refused> {
         .map(|ram| ram.span.size())
         .fold(0, u64::saturating_add);
     // Linux has to live as well; with hidden addresses nothing is known.
-    let most = ram / 4 * 3 & !(LARGE_PAGE - 1);
+    let most = (ram / 4 * 3) & !(LARGE_PAGE - 1);
     let wanted = request.memory.saturating_add(request.shared_with_root);
     if ram != 0 && wanted > most {
         return Err(refused(
