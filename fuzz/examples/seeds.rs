@@ -233,7 +233,7 @@ fn jailhouse_cell() -> Bytes {
     Bytes::default()
         .u8(&name.0)
         .u32(&[0, 1 << 30, 8, 4, 1, 1, 2, 1, 1, 0, 0])
-        .u64(&[0xffff_fff0, 0])
+        .u64(&[0, 0])
         // Console: address, size, type, flags, divider, gate, clock.
         .u64(&[0x3f8])
         .u32(&[8])
@@ -300,11 +300,11 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
                  e0000000-efffffff : PCI MMCONFIG 0000 [bus 00-ff]\n\
                  fec00000-fec003ff : IOAPIC 0\n";
     vec![
-        ("/sys/devices/system/cpu/present", text("0-1\n")),
+        ("/sys/devices/system/cpu/present", text("0\n")),
         ("/sys/devices/system/cpu/online", text("0\n")),
         (
             "/sys/devices/system/cpu/cpu0/topology/thread_siblings_list",
-            text("0-1\n"),
+            text("0\n"),
         ),
         (
             "/sys/devices/system/cpu/cpu0/topology/physical_package_id",
@@ -321,11 +321,11 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "/sys/devices/system/cpu/cpu0/cache/index3/shared_cpu_list",
-            text("0-1\n"),
+            text("0\n"),
         ),
         ("/gaol/cpu/0/cpuid", text(cpuid)),
         ("/sys/devices/system/node/online", text("0\n")),
-        ("/sys/devices/system/node/node0/cpulist", text("0-1\n")),
+        ("/sys/devices/system/node/node0/cpulist", text("0\n")),
         ("/proc/iomem", text(iomem)),
         (
             "/proc/ioports",

@@ -16,7 +16,7 @@ use gaol_abi::config::{
 use gaol_config::binary::physical_range;
 use gaol_config::check::any_machine;
 use gaol_config::encode::{Binary, seal};
-use gaol_config::ledger::{Ledger, Machine, Placement, ports_overlap};
+use gaol_config::ledger::{Ledger, Machine, Placement, check_system, ports_overlap};
 use gaol_config::{CellView, SystemView};
 
 use crate::{position, put, u32_at};
@@ -214,8 +214,8 @@ fn have_nothing_in_common(
     }
 }
 
-/// Creates the cells one after the other, as far as the ledger lets them, and destroys them again.
-fn judge(machine: &Machine<'_>, root: Option<&SystemView<'_>>, cells: &[CellView<'_>]) {
+/// Creates the cells one after the other, as far as the ledger lets them, and destroys them again. Returns their number.
+fn judge(machine: &Machine<'_>, root: Option<&SystemView<'_>>, cells: &[CellView<'_>]) -> usize {
     let mut ledger = Ledger::new();
     if let Some(root) = root {
         ledger.name_root(&root.header().name);
@@ -238,14 +238,21 @@ fn judge(machine: &Machine<'_>, root: Option<&SystemView<'_>>, cells: &[CellView
         }
         created.push((id, cell, before));
     }
+    let count = created.len();
     for (id, _, before) in created.into_iter().rev() {
         assert_eq!(ledger.release(id), Ok(()));
         assert_eq!(ledger, before);
     }
+    count
 }
 
 /// The bytes as configurations.
 pub fn run(bytes: &[u8]) {
+    judge_all(bytes);
+}
+
+/// The same; returns how many cells the last system takes.
+fn judge_all(bytes: &[u8]) -> usize {
     let pieces = configurations(bytes);
     for piece in &pieces {
         read(piece);
@@ -256,12 +263,15 @@ pub fn run(bytes: &[u8]) {
     let cells: Vec<Binary> = cells.into_iter().map(repaired_cell).collect();
     let views = cells.iter().map(|cell| CellView::parse(cell.bytes()));
     let views: Vec<CellView<'_>> = views.filter_map(Result::ok).collect();
-    judge(&any_machine(), None, &views);
+    let mut count = judge(&any_machine(), None, &views);
     for system in systems.into_iter().map(repaired_system) {
         if let Ok(view) = SystemView::parse(system.bytes()) {
-            judge(&machine(&view), Some(&view), &views);
+            let machine = machine(&view);
+            let _ = check_system(&machine);
+            count = judge(&machine, Some(&view), &views);
         }
     }
+    count
 }
 
 /// The machine as the hypervisor has it.
@@ -271,5 +281,20 @@ fn machine<'a>(system: &SystemView<'a>) -> Machine<'a> {
         hypervisor_ports: system.hypervisor_ports(),
         system: Some(*system),
         ..any_machine()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seeds_have_cells_that_live_together() {
+        let system = include_bytes!("../corpus/configuration_binary/system.bin");
+        assert_eq!(judge_all(system), 2);
+        let shipped = include_bytes!("../corpus/configuration_binary/shipped.bin");
+        assert_eq!(judge_all(shipped), 2);
+        let conflict = include_bytes!("../corpus/configuration_binary/conflict.bin");
+        assert_eq!(judge_all(conflict), 1);
     }
 }

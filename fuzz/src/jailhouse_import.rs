@@ -14,10 +14,14 @@ const HEADS: [&[u8; 8]; 4] = [
     b"JHCLL\0\x0e\0",
 ];
 
-fn import_one(bytes: &[u8]) {
+/// Imports a file; returns whether what came out is one of Gaol's.
+fn import_one(bytes: &[u8]) -> bool {
     let import = match import("fuzz.cell", bytes) {
         Ok(import) => import,
-        Err(problem) => return is_well_told(&problem),
+        Err(problem) => {
+            is_well_told(&problem);
+            return false;
+        }
     };
     let compiled = match import.kind {
         Kind::System => System::from_toml("system.toml", &import.toml).map(drop),
@@ -25,6 +29,7 @@ fn import_one(bytes: &[u8]) {
     };
     assert_eq!(compiled.is_ok(), import.is_accepted, "{}", import.toml);
     assert!(import.is_accepted || !import.notes.is_empty());
+    import.is_accepted
 }
 
 /// The bytes as a file of each kind.
@@ -34,5 +39,23 @@ pub fn run(bytes: &[u8]) {
     for head in HEADS {
         put(&mut bytes, 0, head);
         import_one(&bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seeds_are_imported() {
+        assert!(import_one(include_bytes!(
+            "../corpus/jailhouse_import/cell-13"
+        )));
+        assert!(import_one(include_bytes!(
+            "../corpus/jailhouse_import/cell-14"
+        )));
+        assert!(import_one(include_bytes!(
+            "../corpus/jailhouse_import/system-14"
+        )));
     }
 }

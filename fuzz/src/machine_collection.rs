@@ -1,11 +1,13 @@
-//! Collections: what was read on another machine. The bytes are a tar file, or files one after the other, each a line
+//! Collections: what was read on another machine, and the system files that are made of them. The bytes are a tar file, or files one after the other, each a line
 //! with its path, its content, and the separator.
 
+use gaol_config::create::{Options, Refused, create, read as read_for};
+use gaol_config::schema::Policy;
 use gaol_machine::machine::Machine;
 use gaol_machine::problem::Problem;
 use gaol_machine::source::{Source, Tree};
 
-use crate::pieces;
+use crate::{configuration_toml, pieces};
 
 /// What stands between two files.
 pub const SEPARATOR: &[u8] = b"\n--8<--\n";
@@ -38,9 +40,48 @@ fn tree(bytes: &[u8]) -> Tree {
     tree
 }
 
+/// Writes the system files of a machine: whatever there is in it, they are TOML, and always the same. Returns how many there
+/// are.
+fn describe(source: &Source) -> usize {
+    let told = |refused: Refused| match refused {
+        Refused::Machine(problems) => problems.iter().for_each(is_well_told),
+        Refused::Configuration(problems) => {
+            for problem in &problems {
+                configuration_toml::is_well_told(problem);
+                assert!(!problem.message().contains("not TOML"), "{problem:?}");
+            }
+        }
+        Refused::Request(sentence, remedy) => assert!(!sentence.is_empty() && !remedy.is_empty()),
+    };
+    let (machine, lacks) = match read_for(source) {
+        Ok(read) => read,
+        Err(refused) => {
+            told(refused);
+            return 0;
+        }
+    };
+    let mut count = 0;
+    for policy in [Policy::Leftover, Policy::Strict] {
+        let options = Options {
+            policy,
+            ..Options::default()
+        };
+        match create("system.toml", &machine, &lacks, &options) {
+            Ok(created) => {
+                let again = create("system.toml", &machine, &lacks, &options);
+                assert!(again.is_ok_and(|again| again.toml == created.toml));
+                count += 1;
+            }
+            Err(refused) => told(refused),
+        }
+    }
+    count
+}
+
 /// Reads a machine; what was recorded meanwhile has to give the same one.
 pub(crate) fn read(tree: Tree) {
     let source = Source::tree(tree).recording();
+    describe(&source);
     let first = Machine::read(&source);
     if let Err(problems) = &first {
         assert!(!problems.is_empty());
@@ -61,4 +102,15 @@ pub fn run(bytes: &[u8]) {
         }
     }
     read(tree(bytes));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seed_is_described() {
+        let files = include_bytes!("../corpus/machine_collection/files");
+        assert_eq!(describe(&Source::tree(tree(files))), 2);
+    }
 }
