@@ -334,4 +334,6 @@ fn binary_problem(source: &Source, kind: &str, refusal: Refusal) -> Problem {
 }
 
 #[cfg(test)]
+mod property_tests;
+#[cfg(test)]
 mod tests;
