@@ -212,9 +212,10 @@ pub fn save(host: &Host, system: &System) -> std::result::Result<(), String> {
         })
 }
 
-/// Forgets what was kept.
+/// Forgets what was kept, of cells as well.
 pub fn forget(host: &Host) {
     let _ = fs::remove_file(&host.saved_system);
+    super::owners::forget(host);
 }
 
 /// The configuration that Gaol was enabled with; none when it is not known.

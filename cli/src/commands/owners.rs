@@ -55,10 +55,18 @@ pub fn keep(host: &Host, id: u32, bytes: &[u8]) {
     }
 }
 
+/// Forgets what was kept of all cells.
+pub fn forget(host: &Host) {
+    let _ = fs::remove_dir_all(directory(host));
+}
+
+fn directory(host: &Host) -> PathBuf {
+    host.saved_system.with_file_name("cells")
+}
+
 /// Where the configuration of a cell is kept.
 fn kept(host: &Host, id: u32) -> PathBuf {
-    let directory = host.saved_system.with_file_name("cells");
-    directory.join(format!("{id}.bin"))
+    directory(host).join(format!("{id}.bin"))
 }
 
 /// The configuration of a cell: names, CPUs and memory as sysfs has them, the rest as it was kept.

@@ -77,6 +77,9 @@ fn create_knows_the_ports_of_cells_that_it_made() {
         "ram 0x30000000 0 0x100000 0x47\n",
     );
     machine.run(&["cell", "create", &second]).text();
+    assert!(machine.path("run/gaol/cells").exists());
+    machine.run(&["disable", "--force"]).text();
+    assert!(!machine.path("run/gaol/cells").exists());
 }
 
 #[test]
