@@ -1,7 +1,8 @@
 //! What delays a real-time cell behind everyone's back: firmware, sleep, frequency, siblings.
 
 use super::Facts;
-use super::facts::{Cpu, IdleState, Smi, SmiCount};
+use super::facts::{Cpu, Smi, SmiCount};
+use super::linux_facts::IdleState;
 use super::parse::ranges;
 use super::row::{Group, Question, Row, cpus};
 

@@ -1,7 +1,8 @@
 //! What Linux was told and does that stands in Gaol's way.
 
 use super::Facts;
-use super::facts::{Loaded, Reading};
+use super::facts::Reading;
+use super::linux_facts::Loaded;
 use super::row::{Group, Question, Row};
 
 const fn wanted(key: &'static str, name: &'static str, reason: &'static str) -> Question {

@@ -11,6 +11,7 @@ mod interrupts;
 mod iommu;
 mod latency;
 mod linux;
+mod linux_facts;
 mod memory;
 mod parse;
 mod processor;
@@ -21,8 +22,9 @@ mod table;
 mod time;
 mod vmx;
 
-pub use facts::{Cpu, Facts, IdleState, Linux, Loaded, Reading, Smi, SmiCount};
+pub use facts::{Cpu, Facts, Reading, Smi, SmiCount};
 pub use iommu::{Iommu, Remapping, Unit};
+pub use linux_facts::{IdleState, Linux, Loaded};
 pub use row::{Group, Row, Status, Verdict, verdict};
 pub use table::{count, table};
 
