@@ -116,10 +116,22 @@ static bool take_pages(struct state *state, unsigned long first,
 	return !error;
 }
 
+/* Gives pages back that were taken here, with a chance for others in between. */
+void gaol_allocator_give(unsigned long first, unsigned long count)
+{
+	while (count) {
+		unsigned long piece = min(count, MAX_STEP);
+
+		free_contig_range(first, piece);
+		first += piece;
+		count -= piece;
+		cond_resched();
+	}
+}
+
 static void give_back(struct gaol_run run)
 {
-	if (run.count)
-		free_contig_range(run.first, run.count);
+	gaol_allocator_give(run.first, run.count);
 }
 
 /*

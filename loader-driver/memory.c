@@ -77,7 +77,7 @@ static bool allocate(struct gaol_pieces *pieces, size_t size, u64 end,
 		if (memory) {
 			pieces->memory[pieces->count++] = memory;
 		} else {
-			free_contig_range(run->first, run->count);
+			gaol_allocator_give(run->first, run->count);
 			is_complete = false;
 		}
 	}
@@ -217,8 +217,8 @@ static void release(struct kref *references)
 		release_mem_region(memory->physical, memory->size);
 		break;
 	case GAOL_MEMORY_ALLOCATOR:
-		free_contig_range(PHYS_PFN(memory->physical),
-				  PFN_UP(memory->size));
+		gaol_allocator_give(PHYS_PFN(memory->physical),
+				    PFN_UP(memory->size));
 		break;
 	case GAOL_MEMORY_BLOCKS:
 		gaol_blocks_uncarve(memory);

@@ -29,6 +29,7 @@ struct gaol_search {
 
 /* allocator.c */
 bool gaol_allocator_take(struct gaol_search *search);
+void gaol_allocator_give(unsigned long first, unsigned long count);
 bool gaol_ram_walk(u64 start, u64 end, void *argument,
 		   int (*visit)(struct resource *, void *));
 
