@@ -163,6 +163,10 @@ impl Blocks {
     fn wanted(&mut self, inventory: &Inventory, shortage: &Shortage, pieces: bool) -> u64 {
         let size = inventory.block_size;
         let is_new = self.regions.insert(shortage.region);
+        if shortage.size > inventory.available {
+            // Blocks would be taken in vain.
+            return 0;
+        }
         if is_new {
             self.limit += shortage.size.div_ceil(size) + u64::from(!shortage.contiguous);
         }

@@ -121,6 +121,19 @@ fn what_was_taken_in_vain_is_given_back_and_the_shortage_told() {
 }
 
 #[test]
+fn no_block_is_taken_for_more_than_there_is() {
+    let machine = Machine::enabled();
+    machine.add_memory_blocks(8);
+    machine.run_short(Reason::CellMemory, 700 << 20, 1);
+    machine.run_short(Reason::CellMemory, 700 << 20, 1);
+    let file = cell(&machine, "2 GiB");
+    let text = machine.run(&["cell", "create", &file]).failure();
+    assert!(text.contains("700 MiB is all that was found"), "{text}");
+    assert_eq!(asked(&machine), ["create", "create in pieces"]);
+    assert_eq!(offline(&machine), [0; 0]);
+}
+
+#[test]
 fn the_shortage_is_told_where_no_block_can_be_taken() {
     let machine = Machine::enabled();
     machine.run_short(Reason::CellMemory, 0, 1);
