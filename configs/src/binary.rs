@@ -21,10 +21,10 @@ use gaol_abi::config::{
     AssignedDevice, CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, CELL_SIGNATURE,
     CHECKSUM_OFFSET, CONSOLE_NONE, CONSOLE_UART_PORT, CellHeader, Interrupt, MAX_CELL_SIZE,
     MAX_DEVICES, MAX_INTERRUPTS, MAX_MACHINE_BARS, MAX_MACHINE_DEVICES, MAX_MACHINE_RANGES,
-    MAX_MEMORY_REGIONS, MAX_MSRS, MAX_PORT_RANGES, MAX_ROOT_MSRS, MAX_SIZE, MEMORY_ALL_FLAGS, MSR_ALL_FLAGS,
-    MachineBar, MachineCpu, MachineDevice, MachineRange, MemoryRegion, MsrAccess, PortRange,
-    Preamble, SYSTEM_DESCRIBES_MACHINE, SYSTEM_SIGNATURE, SYSTEM_STRICT_ROOT, SystemHeader,
-    VIOLATION_PARK_CELL,
+    MAX_MEMORY_REGIONS, MAX_MSRS, MAX_PORT_RANGES, MAX_ROOT_MSRS, MAX_SIZE, MEMORY_ALL_FLAGS,
+    MSR_ALL_FLAGS, MachineBar, MachineCpu, MachineDevice, MachineRange, MemoryRegion, MsrAccess,
+    PortRange, Preamble, SYSTEM_DESCRIBES_MACHINE, SYSTEM_SIGNATURE, SYSTEM_STRICT_ROOT,
+    SystemHeader, VIOLATION_PARK_CELL,
 };
 use gaol_abi::outcome::Reason;
 use gaol_abi::{ABI_REVISION, NAME_LENGTH};
@@ -103,7 +103,10 @@ fn check_name(name: &[u8; NAME_LENGTH]) -> Result<&[u8], Refusal> {
 #[must_use]
 pub fn is_same_name(first: &[u8; NAME_LENGTH], second: &[u8; NAME_LENGTH]) -> bool {
     // Comparing the arrays would bring half a KiB of `memcmp` into the hypervisor for nothing else.
-    first.iter().zip(second).all(|(first, second)| first == second)
+    first
+        .iter()
+        .zip(second)
+        .all(|(first, second)| first == second)
 }
 
 /// The text of a name: not empty, only graphic ASCII characters (no spaces: names stand in tables), then zeros.

@@ -70,7 +70,7 @@ prop_compose! {
         let is_written = access & MSR_WRITE != 0;
         MsrAccess {
             msr,
-            flags: access | u32::from(per_cpu) * MSR_PER_CPU,
+            flags: access | (u32::from(per_cpu) * MSR_PER_CPU),
             write_mask: if is_written { mask } else { 0 },
         }
     }
@@ -270,7 +270,7 @@ fn bar() -> impl Strategy<Value = MachineBar> {
             size: 1 << shift,
             device: 0,
             number: 0,
-            flags: flags | u8::from(is_prefetchable) * MACHINE_BAR_PREFETCHABLE,
+            flags: flags | (u8::from(is_prefetchable) * MACHINE_BAR_PREFETCHABLE),
             reserved: 0,
         }
     })
