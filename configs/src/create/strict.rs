@@ -31,7 +31,7 @@ const TRIGGER_MODE_PORTS: (u64, u64) = (0x4d0, 0x4d1);
 
 /// Registers that Linux writes to while it runs, besides those that every cell may write: number, name, and whether each
 /// logical processor has its own (SDM, "Model-Specific Registers (MSRs)"). Reading needs no entry.
-const INTEL: [(u32, &str, bool); 31] = [
+const INTEL: [(u32, &str, bool); 30] = [
     (0x3b, "IA32_TSC_ADJUST", true),
     (0x49, "IA32_PRED_CMD", true),
     (0x8b, "IA32_BIOS_SIGN_ID", true),
@@ -54,7 +54,6 @@ const INTEL: [(u32, &str, bool); 31] = [
     (0x1c4, "IA32_XFD", true),
     (0x1c5, "IA32_XFD_ERR", true),
     (0x1d9, "IA32_DEBUGCTL", true),
-    (0x30a, "IA32_FIXED_CTR1", true),
     (0x38d, "IA32_FIXED_CTR_CTRL", true),
     (0x38f, "IA32_PERF_GLOBAL_CTRL", true),
     (0x390, "IA32_PERF_GLOBAL_OVF_CTRL", true),
@@ -63,6 +62,18 @@ const INTEL: [(u32, &str, bool); 31] = [
     (0x770, "IA32_PM_ENABLE", false),
     (0x774, "IA32_HWP_REQUEST", true),
     (0xda0, "IA32_XSS", true),
+];
+
+/// Registers of which there are several, as for [`INTEL`]: first number, how many, distance, name, whether each logical
+/// processor has its own. Linux stops the machine when it can't clear a machine check bank; there are 20 at the most
+/// on the processors that are known.
+const SEVERAL: [(u32, u32, u32, &str, bool); 6] = [
+    (0xc2, 7, 1, "IA32_PMC", true),
+    (0x187, 7, 1, "IA32_PERFEVTSEL", true),
+    (0x280, 20, 1, "IA32_MC_CTL2", false),
+    (0x309, 4, 1, "IA32_FIXED_CTR", true),
+    (0x400, 20, 4, "IA32_MC_CTL", false),
+    (0x401, 20, 4, "IA32_MC_STATUS", false),
 ];
 
 /// The same for AMD (APM, volume 2, "MSR Cross-Reference").
@@ -242,11 +253,19 @@ fn registers(text: &mut Text, machine: &Machine) {
     text.line("");
     text.comment("Registers that Linux writes to; it may read all, and write those that every cell may write.");
     text.line("msrs = [");
-    for (index, name, is_per_cpu) in list {
-        let per_cpu = if *is_per_cpu { ", per-cpu = true" } else { "" };
+    let mut line = |index: u32, name: &str, is_per_cpu: bool| {
+        let per_cpu = if is_per_cpu { ", per-cpu = true" } else { "" };
         text.line(&format!(
             "    {{ index = {index:#x}, access = \"rw\"{per_cpu} }}, # {name}"
         ));
+    };
+    for (index, name, is_per_cpu) in list {
+        line(*index, name, *is_per_cpu);
+    }
+    for (first, count, step, name, is_per_cpu) in SEVERAL {
+        for number in 0..count {
+            line(first + number * step, name, is_per_cpu);
+        }
     }
     text.line("]");
 }

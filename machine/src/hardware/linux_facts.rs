@@ -157,7 +157,7 @@ fn hypervisors(source: &Source) -> Reading<Vec<Loaded>> {
     Ok(loaded.collect())
 }
 
-/// The word in brackets: "none [integrity] confidentiality".
+/// The word in brackets: of three words, `none [integrity] confidentiality`.
 fn chosen(path: &str, text: &str) -> Reading<String> {
     let inside = text
         .split_once('[')
