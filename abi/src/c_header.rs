@@ -345,6 +345,10 @@ enumerations! {
         NotPermitted, NoEntry, InputOutput, TooBig, TryAgain, NoMemory, Busy, Exists, NoDevice, Invalid, Range,
         NoSystemCall, TimedOut,
     }
+    outcome::MachineFault {
+        RangePlace, RangeKind, PciConfigurationSize, IoApicPins, HypervisorOnRange, Cpu, DeviceOrder, BarDevice, BarPlace,
+        HypervisorOnBar, HypervisorPlace,
+    }
     outcome::Unsupported { Devices, Interrupts, CacheWays, AccessWidths }
     outcome::Reason {
         None, ImageInvalid, ImageRevision, ImageVendor, ConfigurationInvalid, ConfigurationRevision,
@@ -357,7 +361,7 @@ enumerations! {
         CpuDidNotStop, NotScrubbed, CellsExist, ApicMode, NameInvalid, InProgress, NotLoaded, MemoryNotRam, PortsInvalid, DeviceUnknown, DeviceOwned, DeviceIsBridge, DeviceGroupSplit, VectorBudget, InterruptUnknown,
         InterruptOwned, CacheWaysInvalid, CacheWaysOwned, MsrInvalid, MsrOwned, MemoryIsPciConfiguration,
         MemoryIsIommus, MemoryIsReservedDma, DmaOutsideMemory, MemoryIsDevices, SharedRegionDiffers, Unsupported,
-        OtherMachine, MachineInvalid,
+        OtherMachine, MachineInvalid, MemoryUnknown,
     }
     communication::CellState { Running, RunningLocked, ShutDown, Failed, FailedRevision }
     communication::Message { None, ShutdownRequest, ReconfigCompleted }
