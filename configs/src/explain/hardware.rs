@@ -1,6 +1,6 @@
 //! What a refusal for PCI functions, interrupt lines, cache ways and registers means.
 
-use gaol_abi::config::{MSR_WRITE, MsrAccess};
+use gaol_abi::config::{MACHINE_DEVICE_BRIDGE, MSR_WRITE, MsrAccess};
 use gaol_abi::outcome::{Reason, Unsupported};
 
 use super::{Explainer, Words, device_text, words};
@@ -121,8 +121,18 @@ impl Explainer<'_> {
         let place = own
             .and_then(|own| self.device_places(own))
             .map(|places| places.function.clone());
+        let is_bridge = system
+            .and_then(|system| find_device(system, missing))
+            .is_some_and(|device| device.flags & MACHINE_DEVICE_BRIDGE != 0);
         let own = own.map_or_else(String::new, |own| device_text(system, own));
         let missing = device_text(system, missing);
+        let remedy = if is_bridge {
+            "Choose a function of another group: this one is part of a device with a bridge, and bridges stay with the root cell.".to_owned()
+        } else {
+            format!(
+                "Give the cell {missing} as well: functions that reach each other without the IOMMU belong to one cell."
+            )
+        };
         (
             place,
             words(
@@ -130,9 +140,7 @@ impl Explainer<'_> {
                     "PCI function {own} can't be kept from reaching {missing}, which is not the cell's"
                 ),
                 "its group is split",
-                format!(
-                    "Give the cell {missing} as well: functions that reach each other without the IOMMU belong to one cell."
-                ),
+                remedy,
             ),
         )
     }

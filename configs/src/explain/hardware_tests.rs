@@ -72,6 +72,17 @@ address = "0000:00:04.1"
 id = "8086:10d4"
 group = 2
 msi-x = 300
+
+[[machine.devices]]
+address = "0000:00:1f.0"
+id = "8086:2918"
+group = 3
+bridge = true
+
+[[machine.devices]]
+address = "0000:00:1f.3"
+id = "8086:2930"
+group = 3
 "#;
 
 fn system() -> System {
@@ -211,6 +222,10 @@ fn the_hardware_of_a_cell() {
             (
                 "group split",
                 with_table("[[devices]]\naddress = \"00:04.0\""),
+            ),
+            (
+                "group split from a bridge",
+                with_table("[[devices]]\naddress = \"00:1f.3\""),
             ),
             (
                 "function twice",

@@ -149,7 +149,8 @@ impl Ledger {
     }
 }
 
-/// Checks that the cell has all functions of the group, but for the bridges, which stay with the root cell.
+/// Checks that the cell has all functions of the group, but for the bridges that lead to it, which stay with the root cell.
+/// A bridge that is a function of the same device leads elsewhere, and nothing keeps the two apart.
 fn check_group(
     system: &SystemView<'_>,
     cell: &CellView<'_>,
@@ -157,10 +158,10 @@ fn check_group(
 ) -> Result<(), Refusal> {
     for other in system.devices() {
         let own = function_number(other.segment, other.function);
-        if other.group == member.group
-            && other.flags & MACHINE_DEVICE_BRIDGE == 0
-            && !has_device(cell, own)
-        {
+        let is_same_device =
+            other.segment == member.segment && (other.function ^ member.function) >> 3 == 0;
+        let leads_to_it = other.flags & MACHINE_DEVICE_BRIDGE != 0 && !is_same_device;
+        if other.group == member.group && !leads_to_it && !has_device(cell, own) {
             return Err(Refusal::new(Reason::DeviceGroupSplit, own));
         }
     }

@@ -83,7 +83,10 @@ fn system() -> System {
             function(0x18, 1, 0, 1, 4),
             function(0x20, 2, 0, 8, 0),
             function(0x21, 2, 0, 8, 0),
-            function(0x22, 2, MACHINE_DEVICE_BRIDGE, 0, 0),
+            // A bridge that leads to device 4 and another that is a function of device 6.
+            function(0x28, 2, MACHINE_DEVICE_BRIDGE, 0, 0),
+            function(0x30, 4, MACHINE_DEVICE_BRIDGE, 0, 0),
+            function(0x31, 4, 0, 0, 0),
             function(0x100, 3, 0, 0, 300),
         ],
         bars: vec![
@@ -575,6 +578,7 @@ fn functions_have_one_owner_and_stay_in_their_group() {
     assert_eq!(devices(&[0x20, 0x21]), Ok(()));
     assert_eq!(devices(&[0x20]), Err((Reason::DeviceGroupSplit, 0x21)));
     assert_eq!(devices(&[0x21]), Err((Reason::DeviceGroupSplit, 0x20)));
+    assert_eq!(devices(&[0x31]), Err((Reason::DeviceGroupSplit, 0x30)));
     assert_eq!(devices(&[0x19]), Err((Reason::DeviceUnknown, 0x19)));
     assert_eq!(devices(&[0x00]), Err((Reason::DeviceIsBridge, 0x00)));
     assert_eq!(devices(&[0x18, 0x18]), Err((Reason::DeviceOwned, 0x18)));
@@ -884,7 +888,7 @@ fn a_description_makes_sense() {
         2,
     );
     is_invalid(
-        |system| system.bars[3].device = 6,
+        |system| system.bars[3].device = system.devices.len() as u16,
         MachineFault::BarDevice,
         3,
     );
