@@ -1,6 +1,12 @@
-//! What commands answer, for people and for programs.
+//! What commands answer, for people and for programs, and the files that they write.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
 
 use serde_json::Value;
+
+use crate::failure::{Failure, Result};
 
 /// An answer.
 #[derive(Debug)]
@@ -9,6 +15,42 @@ pub struct Report {
     pub text: String,
     /// For programs: one object.
     pub json: Value,
+}
+
+/// Opens a file that is not there yet, or may be overwritten.
+///
+/// # Errors
+/// [`ErrorKind::AlreadyExists`] when it may not, and what else the system says.
+pub fn open_new(path: &Path, force: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true);
+    match force {
+        true => options.create(true).truncate(true),
+        false => options.create_new(true),
+    };
+    options.open(path)
+}
+
+/// What is said when a file could not be written; `another` is what `-o` takes: "file with -o FILE".
+#[must_use]
+pub fn not_written(path: &Path, error: &io::Error, another: &str) -> Failure {
+    let remedy = match error.kind() {
+        ErrorKind::AlreadyExists => {
+            format!("Give another {another}, or --force to overwrite this one.")
+        }
+        _ => format!("Give another {another}."),
+    };
+    Failure::file("write", path, error, &remedy)
+}
+
+/// Writes a file that is not there yet, or may be overwritten.
+///
+/// # Errors
+/// As [`not_written`] says it.
+pub fn write_new(path: &Path, force: bool, text: &str, another: &str) -> Result<()> {
+    open_new(path, force)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(|error| not_written(path, &error, another))
 }
 
 /// A number with its thousands apart: 1,234,567.

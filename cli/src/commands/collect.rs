@@ -2,8 +2,8 @@
 //!
 //! Invariant: a file that exists is only overwritten when that was asked for.
 
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use gaol_machine::collect::collect;
@@ -12,7 +12,7 @@ use gaol_machine::{Kind, Problem, Source};
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, Result};
-use crate::output::Report;
+use crate::output::{Report, not_written, open_new};
 
 /// `gaol config collect`. What is wrong with the machine's tables is told on `asides`; it is collected all the same.
 ///
@@ -27,16 +27,8 @@ pub fn run(source: Source, output: &Path, force: bool, asides: &mut dyn Write) -
     let mut bytes = Vec::new();
     collection
         .write(&mut bytes, is_compressed)
-        .and_then(|()| write_new(output, force, &bytes))
-        .map_err(|error| {
-            let remedy = match error.kind() {
-                ErrorKind::AlreadyExists => {
-                    "Give another file with -o FILE, or --force to overwrite this one."
-                }
-                _ => "Give another file with -o FILE.",
-            };
-            Failure::file("write", output, &error, remedy)
-        })?;
+        .and_then(|()| write_whole(output, force, &bytes))
+        .map_err(|error| not_written(output, &error, "file with -o FILE"))?;
     for problem in &collection.problems {
         let _ = writeln!(asides, "warning: {problem}\n  {}", problem.remedy());
     }
@@ -94,15 +86,8 @@ fn failure(problems: &[Problem]) -> Failure {
     failure
 }
 
-fn write_new(path: &Path, force: bool, bytes: &[u8]) -> std::io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true);
-    match force {
-        true => options.create(true).truncate(true),
-        false => options.create_new(true),
-    };
-    let mut file = options.open(path)?;
-    file.write_all(bytes).inspect_err(|_| {
+fn write_whole(path: &Path, force: bool, bytes: &[u8]) -> std::io::Result<()> {
+    open_new(path, force)?.write_all(bytes).inspect_err(|_| {
         // Half a collection is none.
         let _ = fs::remove_file(path);
     })

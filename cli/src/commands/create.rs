@@ -3,8 +3,8 @@
 //! Invariant: a file that exists is only overwritten when that was asked for, and nothing is written of a machine that
 //! can't be described.
 
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use gaol_config::create::{self, Console, Created, Options, Refused, fits};
@@ -17,7 +17,10 @@ use serde_json::json;
 use crate::arguments::{ConsoleArgument, CreateArguments, PolicyArgument};
 use crate::failure::{Failure, Result};
 use crate::host::Host;
-use crate::output::Report;
+use crate::output::{Report, write_new};
+
+/// What `-o` takes.
+pub const PLACE: &str = "place with -o";
 
 /// The machine at `root`: a directory or a collection; else the one that `host` is.
 ///
@@ -97,7 +100,7 @@ pub fn run(host: &Host, arguments: &CreateArguments, asides: &mut dyn Write) -> 
         let _ = writeln!(asides, "note: {note}");
     }
     if let Some(output) = &arguments.output {
-        write_new(output, arguments.force, &created.toml)?;
+        write_new(output, arguments.force, &created.toml, PLACE)?;
     }
     let view = created.system.view();
     Ok(Report {
@@ -118,31 +121,6 @@ pub fn run(host: &Host, arguments: &CreateArguments, asides: &mut dyn Write) -> 
             "notes": created.notes,
             "toml": created.toml,
         }),
-    })
-}
-
-/// Writes a file that is not there yet, or may be overwritten.
-///
-/// # Errors
-/// Why it was not written.
-pub fn write_new(path: &Path, force: bool, text: &str) -> Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true);
-    match force {
-        true => options.create(true).truncate(true),
-        false => options.create_new(true),
-    };
-    let written = options
-        .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|error| {
-        let remedy = match error.kind() {
-            ErrorKind::AlreadyExists => {
-                "Give another place with -o, or --force to overwrite this one."
-            }
-            _ => "Give another place with -o.",
-        };
-        Failure::file("write", path, &error, remedy)
     })
 }
 

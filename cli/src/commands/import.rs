@@ -2,8 +2,8 @@
 //!
 //! Invariant: a file that exists is only overwritten when that was asked for, and what was dropped or changed is told.
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::Path;
 
 use gaol_config::jailhouse::parse::MAX_FILE_SIZE;
@@ -11,7 +11,7 @@ use gaol_config::jailhouse::{Import, Kind, Note, import as import_bytes};
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, Result};
-use crate::output::Report;
+use crate::output::{Report, write_new};
 
 /// `gaol config import`. The notes go to `asides`, so that what is printed is the file alone.
 ///
@@ -28,7 +28,7 @@ pub fn import(
     let import =
         import_bytes(&name, &bytes).map_err(|problem| Failure::configuration(vec![problem]))?;
     if let Some(output) = output {
-        write_new(output, force, &import.toml)?;
+        write_new(output, force, &import.toml, "file with -o FILE")?;
     }
     for note in &import.notes {
         let _ = writeln!(asides, "note: {}: {}", note.about, note.text);
@@ -65,27 +65,6 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(failure)?;
     file.take(most).read_to_end(&mut bytes).map_err(failure)?;
     Ok(bytes)
-}
-
-fn write_new(path: &Path, force: bool, text: &str) -> Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true);
-    match force {
-        true => options.create(true).truncate(true),
-        false => options.create_new(true),
-    };
-    let written = options
-        .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|error| {
-        let remedy = match error.kind() {
-            ErrorKind::AlreadyExists => {
-                "Give another file with -o FILE, or --force to overwrite this one."
-            }
-            _ => "Give another file with -o FILE.",
-        };
-        Failure::file("write", path, &error, remedy)
-    })
 }
 
 fn kind_name(kind: Kind) -> &'static str {

@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 use crate::arguments::PlanArguments;
 use crate::failure::{Failure, Result};
 use crate::host::Host;
-use crate::output::Report;
+use crate::output::{Report, write_new};
 
-use super::create::{failure, read, source, write_new};
+use super::create::{PLACE, failure, read, source};
 
 /// What a cell gets when nobody says.
 const DEFAULT_NAME: &str = "cell";
@@ -122,9 +122,9 @@ fn write_files(
         return Err(Failure::file("write", &cell, &error, remedy));
     }
     if !is_there {
-        write_new(&system, force, &created.toml)?;
+        write_new(&system, force, &created.toml, PLACE)?;
     }
-    write_new(&cell, force, &plan.toml)
+    write_new(&cell, force, &plan.toml, PLACE)
 }
 
 fn choice_json(choice: &Choice) -> Value {
