@@ -10,22 +10,12 @@ const LEAF: u32 = 0x10;
 const AMD_LEAF: u32 = 0x8000_0020;
 const AMD_BANDWIDTH: Feature = Feature(0x8000_0008, 0, Register::Ebx, 6);
 
-const fn wanted(key: &'static str, name: &'static str, reason: &'static str) -> Question {
-    Question {
-        key,
-        name,
-        group: Group::Processor,
-        is_needed: false,
-        reason,
-    }
-}
-
-const CACHE: Question = wanted(
+const CACHE: Question = Group::Processor.wanted(
     "cache_allocation",
     "cache allocation (CAT)",
     "It keeps what Linux does from emptying the shared cache under a real-time cell.",
 );
-const BANDWIDTH: Question = wanted(
+const BANDWIDTH: Question = Group::Processor.wanted(
     "memory_bandwidth",
     "memory bandwidth allocation (MBA)",
     "It keeps Linux from taking all of the memory's bandwidth.",

@@ -8,18 +8,8 @@ use super::facts::msr;
 use super::requirements::CR4_KNOWN;
 use super::row::{Census, Group, Question, Row};
 
-const fn needed(key: &'static str, name: &'static str, reason: &'static str) -> Question {
-    Question {
-        key,
-        name,
-        group: Group::Processor,
-        is_needed: true,
-        reason,
-    }
-}
-
 const REASON: &str = "The hypervisor refuses control bits that it does not know: it could not give them back to Linux.";
-const KNOWN: Question = needed(
+const KNOWN: Question = Group::Processor.needed(
     "cr4_known",
     "control bits that Linux sets",
     "The hypervisor and VMX have to allow what Linux has set in CR4.",
@@ -50,7 +40,7 @@ enum Sign {
 /// Bits that newer kernels set: question, bit, signs, and what turns it off.
 const NEWER: [(Question, u32, &[Sign], &str); 5] = [
     (
-        needed("cr4_cet", "CR4.CET not set", REASON),
+        Group::Processor.needed("cr4_cet", "CR4.CET not set", REASON),
         23,
         &[
             Sign::Flag("user_shstk"),
@@ -59,25 +49,25 @@ const NEWER: [(Question, u32, &[Sign], &str); 5] = [
         "Boot Linux with `nousershstk ibt=off`.",
     ),
     (
-        needed("cr4_pks", "CR4.PKS not set", REASON),
+        Group::Processor.needed("cr4_pks", "CR4.PKS not set", REASON),
         24,
         &[Sign::Flag("pks")],
         "Boot Linux with `clearcpuid=pks`.",
     ),
     (
-        needed("cr4_uintr", "CR4.UINTR not set", REASON),
+        Group::Processor.needed("cr4_uintr", "CR4.UINTR not set", REASON),
         25,
         &[Sign::Flag("uintr")],
         "Boot Linux with `clearcpuid=uintr`.",
     ),
     (
-        needed("cr4_lass", "CR4.LASS not set", REASON),
+        Group::Processor.needed("cr4_lass", "CR4.LASS not set", REASON),
         27,
         &[Sign::Flag("lass")],
         "Boot Linux with `clearcpuid=lass`.",
     ),
     (
-        needed("cr4_fred", "CR4.FRED not set", REASON),
+        Group::Processor.needed("cr4_fred", "CR4.FRED not set", REASON),
         32,
         &[Sign::Flag("fred")],
         "Boot Linux with `fred=off`.",

@@ -6,37 +6,27 @@ use super::linux_facts::IdleState;
 use super::parse::ranges;
 use super::row::{Group, Question, Row, cpus};
 
-const fn wanted(key: &'static str, name: &'static str, reason: &'static str) -> Question {
-    Question {
-        key,
-        name,
-        group: Group::RealTime,
-        is_needed: false,
-        reason,
-    }
-}
-
-const SMI: Question = wanted(
+const SMI: Question = Group::RealTime.wanted(
     "smi",
     "system management interrupts",
     "The firmware takes all CPUs at will, for tens of microseconds and more, and no hypervisor can prevent it.",
 );
-const SLEEP: Question = wanted(
+const SLEEP: Question = Group::RealTime.wanted(
     "idle_states",
     "sleep states of Linux",
     "A package in deep sleep slows down the caches and the memory that cells use.",
 );
-const GOVERNOR: Question = wanted(
+const GOVERNOR: Question = Group::RealTime.wanted(
     "frequency_governor",
     "frequency governor",
     "A CPU keeps the frequency that it had when it left Linux, and the caches follow the others'.",
 );
-const TURBO: Question = wanted(
+const TURBO: Question = Group::RealTime.wanted(
     "turbo",
     "turbo off",
     "With turbo a cell's speed depends on what the other CPUs do.",
 );
-const THREADS: Question = wanted(
+const THREADS: Question = Group::RealTime.wanted(
     "hyper_threading",
     "hyper-threading off",
     "Threads of one core share its caches and units: what one does delays the other, and can be seen by it.",

@@ -5,45 +5,35 @@ use super::facts::Reading;
 use super::linux_facts::Loaded;
 use super::row::{Group, Question, Row};
 
-const fn wanted(key: &'static str, name: &'static str, reason: &'static str) -> Question {
-    Question {
-        key,
-        name,
-        group: Group::Linux,
-        is_needed: false,
-        reason,
-    }
-}
-
-const GAOL: Question = wanted(
+const GAOL: Question = Group::Linux.wanted(
     "gaol",
     "Gaol",
     "While it is enabled it hides from Linux what it uses.",
 );
 const HYPERVISORS: Question = Question {
     is_needed: true,
-    ..wanted(
+    ..Group::Linux.wanted(
         "other_hypervisors",
         "no other hypervisor in Linux",
         "There can be one hypervisor at a time.",
     )
 };
-const LOCKDOWN: Question = wanted(
+const LOCKDOWN: Question = Group::Linux.wanted(
     "lockdown",
     "kernel lockdown",
     "With it, Linux loads signed modules only, and gaol.ko as it is built has no signature.",
 );
-const SIGNATURES: Question = wanted(
+const SIGNATURES: Question = Group::Linux.wanted(
     "module_signatures",
     "unsigned modules",
     "gaol.ko as it is built has no signature.",
 );
-const WATCHDOG: Question = wanted(
+const WATCHDOG: Question = Group::Linux.wanted(
     "nmi_watchdog",
     "NMI watchdog off",
     "Each of its NMIs is an exit, and may be merged with one of the hypervisor's.",
 );
-const COMMAND_LINE: Question = wanted(
+const COMMAND_LINE: Question = Group::Linux.wanted(
     "command_line",
     "kernel command line",
     "Some parameters work against Gaol.",

@@ -3,22 +3,12 @@
 use super::Facts;
 use super::row::{Group, Question, Row};
 
-const fn wanted(key: &'static str, name: &'static str, reason: &'static str) -> Question {
-    Question {
-        key,
-        name,
-        group: Group::Linux,
-        is_needed: false,
-        reason,
-    }
-}
-
-const CONTIGUOUS: Question = wanted(
+const CONTIGUOUS: Question = Group::Linux.wanted(
     "contiguous_memory",
     "contiguous memory at run time",
     "Linux moves pages away and gives ranges in one piece, without a reboot.",
 );
-const BLOCKS: Question = wanted(
+const BLOCKS: Question = Group::Linux.wanted(
     "memory_blocks",
     "memory blocks can go offline",
     "Where ranges do not reach, whole blocks of memory are taken from Linux, without a reboot.",

@@ -10,22 +10,12 @@ use super::row::{Group, Question, Row, cpus};
 /// CPUID tells that a hypervisor is beneath (SDM and APM reserve the bit for that).
 const HYPERVISOR: Feature = Feature(1, 0, Register::Ecx, 31);
 
-const fn needed(key: &'static str, name: &'static str, reason: &'static str) -> Question {
-    Question {
-        key,
-        name,
-        group: Group::Processor,
-        is_needed: true,
-        reason,
-    }
-}
-
-const COUNT: Question = needed(
+const COUNT: Question = Group::Processor.needed(
     "cpus",
     "CPUs",
     "CPU 0 stays with Linux, and a cell has at least one of its own.",
 );
-const ONLINE: Question = needed(
+const ONLINE: Question = Group::Processor.needed(
     "cpus_online",
     "all CPUs online",
     "The hypervisor takes over all CPUs at once; one that is left out could undo it.",
@@ -46,7 +36,7 @@ const EXTENSION: Question = Question {
 };
 const EQUAL: Question = Question {
     is_needed: false,
-    ..needed(
+    ..Group::Processor.needed(
         "cpu_features_equal",
         "CPU features equal",
         "A cell sees the features of the CPUs that it is given.",
@@ -56,7 +46,7 @@ const EQUAL: Question = Question {
 /// Features that the hypervisor uses without asking.
 const GRANTED: [(Question, Feature); 4] = [
     (
-        needed(
+        Group::Processor.needed(
             "no_execute",
             "no-execute pages",
             "No memory of the hypervisor is both writable and executable.",
@@ -64,7 +54,7 @@ const GRANTED: [(Question, Feature); 4] = [
         Feature(0x8000_0001, 0, Register::Edx, 20),
     ),
     (
-        needed(
+        Group::Processor.needed(
             "mtrr",
             "MTRRs",
             "They say which memory may be cached, and the hypervisor's tables follow them.",
@@ -72,7 +62,7 @@ const GRANTED: [(Question, Feature); 4] = [
         Feature(1, 0, Register::Edx, 12),
     ),
     (
-        needed(
+        Group::Processor.needed(
             "pat",
             "page attribute table",
             "Linux and cells each have their own.",
@@ -80,7 +70,7 @@ const GRANTED: [(Question, Feature); 4] = [
         Feature(1, 0, Register::Edx, 16),
     ),
     (
-        needed(
+        Group::Processor.needed(
             "fxsr",
             "FXSAVE and FXRSTOR",
             "What a CPU held is cleared when it changes hands.",

@@ -77,6 +77,37 @@ pub(super) struct Question {
     pub reason: &'static str,
 }
 
+impl Group {
+    /// A question of this group whose answer decides whether Gaol can run.
+    pub(super) const fn needed(
+        self,
+        key: &'static str,
+        name: &'static str,
+        reason: &'static str,
+    ) -> Question {
+        Question {
+            key,
+            name,
+            group: self,
+            is_needed: true,
+            reason,
+        }
+    }
+
+    /// A question of this group whose answer is only worth knowing.
+    pub(super) const fn wanted(
+        self,
+        key: &'static str,
+        name: &'static str,
+        reason: &'static str,
+    ) -> Question {
+        Question {
+            is_needed: false,
+            ..self.needed(key, name, reason)
+        }
+    }
+}
+
 /// A thing that the machine has or lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {

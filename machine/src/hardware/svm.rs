@@ -14,46 +14,29 @@ const LOCKED: u64 = 1 << 3;
 /// EFER.SVME.
 const IN_USE: u64 = 1 << 12;
 
-const fn needed(key: &'static str, name: &'static str, reason: &'static str) -> Question {
-    Question {
-        key,
-        name,
-        group: Group::Virtualization,
-        is_needed: true,
-        reason,
-    }
-}
-
-const fn wanted(key: &'static str, name: &'static str, reason: &'static str) -> Question {
-    Question {
-        is_needed: false,
-        ..needed(key, name, reason)
-    }
-}
-
-const EXTENSION: Question = needed(
+const EXTENSION: Question = Group::Virtualization.needed(
     "svm",
     "SVM",
     "It confines Linux and cells to what is theirs.",
 );
-const FIRMWARE: Question = needed(
+const FIRMWARE: Question = Group::Virtualization.needed(
     "svm_firmware",
     "SVM in the firmware",
     "The firmware can disable SVM, and lock that until the next reset.",
 );
-const FREE: Question = needed(
+const FREE: Question = Group::Virtualization.needed(
     "svm_free",
     "SVM not in use",
     "There can be one hypervisor at a time.",
 );
 const NESTED_PAGING: Question =
-    needed("npt", "nested paging", "Nested page tables confine memory.");
-const IDENTIFIERS: Question = needed(
+    Group::Virtualization.needed("npt", "nested paging", "Nested page tables confine memory.");
+const IDENTIFIERS: Question = Group::Virtualization.needed(
     "svm_asids",
     "address-space identifiers",
     "Linux and each cell have one of their own.",
 );
-const IMAGE: Question = needed(
+const IMAGE: Question = Group::Virtualization.needed(
     "svm_image",
     "hypervisor for SVM",
     "Each extension has a hypervisor image of its own.",
@@ -62,7 +45,7 @@ const IMAGE: Question = needed(
 /// Features that make exits shorter, by their bit in EDX.
 const OPTIONAL: [(Question, u32); 5] = [
     (
-        wanted(
+        Group::Virtualization.wanted(
             "svm_nrip_save",
             "next RIP saved",
             "Without, the hypervisor decodes each instruction that exits.",
@@ -70,7 +53,7 @@ const OPTIONAL: [(Question, u32); 5] = [
         3,
     ),
     (
-        wanted(
+        Group::Virtualization.wanted(
             "svm_clean_bits",
             "VMCB clean bits",
             "They shorten each entry of a guest.",
@@ -78,7 +61,7 @@ const OPTIONAL: [(Question, u32); 5] = [
         5,
     ),
     (
-        wanted(
+        Group::Virtualization.wanted(
             "svm_flush_by_asid",
             "flush by ASID",
             "Without, a change to one cell empties the TLB of all.",
@@ -86,7 +69,7 @@ const OPTIONAL: [(Question, u32); 5] = [
         6,
     ),
     (
-        wanted(
+        Group::Virtualization.wanted(
             "svm_decode_assists",
             "decode assists",
             "Without, the hypervisor fetches the instruction bytes itself.",
@@ -94,7 +77,7 @@ const OPTIONAL: [(Question, u32); 5] = [
         7,
     ),
     (
-        wanted(
+        Group::Virtualization.wanted(
             "svm_virtual_gif",
             "virtual GIF",
             "A Linux in a cell could use it.",

@@ -9,42 +9,32 @@ const INVARIANT: Feature = Feature(0x8000_0007, 0, Register::Edx, 8);
 const DEADLINE: Feature = Feature(1, 0, Register::Ecx, 24);
 const ALWAYS_RUNNING: Feature = Feature(6, 0, Register::Eax, 2);
 
-const fn wanted(key: &'static str, name: &'static str, reason: &'static str) -> Question {
-    Question {
-        key,
-        name,
-        group: Group::RealTime,
-        is_needed: false,
-        reason,
-    }
-}
-
-const STEADY: Question = wanted(
+const STEADY: Question = Group::RealTime.wanted(
     "tsc_invariant",
     "invariant TSC",
     "Cells tell the time by it; it must not change its rate with the frequency, or stop in sleep.",
 );
-const IN_STEP: Question = wanted(
+const IN_STEP: Question = Group::RealTime.wanted(
     "tsc_equal",
     "TSC equal on all CPUs",
     "CPUs of one cell compare their times.",
 );
-const RATE: Question = wanted(
+const RATE: Question = Group::RealTime.wanted(
     "tsc_frequency",
     "TSC frequency from CPUID",
     "A cell that reads it need not measure.",
 );
-const TIMER: Question = wanted(
+const TIMER: Question = Group::RealTime.wanted(
     "tsc_deadline",
     "TSC-deadline timer",
     "A cell sets its timer to the cycle.",
 );
-const AWAKE: Question = wanted(
+const AWAKE: Question = Group::RealTime.wanted(
     "apic_timer_always_runs",
     "APIC timer runs in sleep",
     "A cell that halts is woken by it.",
 );
-const SOURCE: Question = wanted(
+const SOURCE: Question = Group::RealTime.wanted(
     "clock_source",
     "TSC is Linux' clock",
     "Linux has judged by its own measurements whether the TSC can be trusted.",

@@ -16,49 +16,32 @@ const OUTSIDE_SMX: u64 = 1 << 2;
 
 const OTHER_CPU: &str = "Use another CPU; in a virtual machine, let the host offer it.";
 
-const fn needed(key: &'static str, name: &'static str, reason: &'static str) -> Question {
-    Question {
-        key,
-        name,
-        group: Group::Virtualization,
-        is_needed: true,
-        reason,
-    }
-}
-
-const fn wanted(key: &'static str, name: &'static str, reason: &'static str) -> Question {
-    Question {
-        is_needed: false,
-        ..needed(key, name, reason)
-    }
-}
-
-const EXTENSION: Question = needed(
+const EXTENSION: Question = Group::Virtualization.needed(
     "vmx",
     "VMX",
     "It confines Linux and cells to what is theirs.",
 );
-const FIRMWARE: Question = needed(
+const FIRMWARE: Question = Group::Virtualization.needed(
     "vmx_firmware",
     "VMX in the firmware",
     "The firmware can disable VMX, and lock that until the next reset.",
 );
-const SIZE: Question = needed(
+const SIZE: Question = Group::Virtualization.needed(
     "vmx_vmcs_size",
     "VMCS of one page",
     "The hypervisor has a page for it.",
 );
-const MEMORY_TYPE: Question = needed(
+const MEMORY_TYPE: Question = Group::Virtualization.needed(
     "vmx_vmcs_memory",
     "VMCS in write-back memory",
     "The hypervisor's memory is mapped write-back.",
 );
-const GIGABYTE: Question = wanted(
+const GIGABYTE: Question = Group::Virtualization.wanted(
     "ept_1g",
     "EPT: pages of 1 GiB",
     "Larger pages save tables and TLB entries.",
 );
-const MULTIHIT: Question = wanted(
+const MULTIHIT: Question = Group::Virtualization.wanted(
     "itlb_multihit",
     "no iTLB multihit erratum",
     "With it, a guest could bring the CPU down by large executable pages, so cells get small ones.",
@@ -67,7 +50,7 @@ const MULTIHIT: Question = wanted(
 /// Controls that the hypervisor turns on for features that Linux may use, and where those features are told.
 const FOLLOWERS: [(Question, u32, Feature); 4] = [
     (
-        needed(
+        Group::Virtualization.needed(
             "vmx_rdtscp",
             "enable RDTSCP (secondary)",
             "Linux uses RDTSCP, and would get an exception.",
@@ -76,7 +59,7 @@ const FOLLOWERS: [(Question, u32, Feature); 4] = [
         Feature(0x8000_0001, 0, Register::Edx, 27),
     ),
     (
-        needed(
+        Group::Virtualization.needed(
             "vmx_invpcid",
             "enable INVPCID (secondary)",
             "Linux uses INVPCID, and would get an exception.",
@@ -85,7 +68,7 @@ const FOLLOWERS: [(Question, u32, Feature); 4] = [
         Feature(7, 0, Register::Ebx, 10),
     ),
     (
-        needed(
+        Group::Virtualization.needed(
             "vmx_xsaves",
             "enable XSAVES (secondary)",
             "Linux uses XSAVES, and would get an exception.",
@@ -94,7 +77,7 @@ const FOLLOWERS: [(Question, u32, Feature); 4] = [
         Feature(0xd, 1, Register::Eax, 3),
     ),
     (
-        needed(
+        Group::Virtualization.needed(
             "vmx_user_wait",
             "enable user wait (secondary)",
             "Linux uses TPAUSE and UMWAIT, and would get an exception.",
@@ -132,7 +115,8 @@ pub(super) fn rows(facts: &Facts, rows: &mut Vec<Row>) {
         OTHER_CPU,
     ));
     for requirement in &REQUIREMENTS {
-        let question = needed(requirement.key, requirement.name, requirement.reason);
+        let question =
+            Group::Virtualization.needed(requirement.key, requirement.name, requirement.reason);
         let census = facts.census(|cpu| meets(cpu, requirement));
         rows.push(question.on_all(&census, OTHER_CPU));
     }
