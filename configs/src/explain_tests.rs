@@ -1,51 +1,9 @@
 //! What people read, message for message. Each group of cases is one snapshot in `snapshots/`.
 
-use std::fmt::Write;
-
-use miette::{GraphicalReportHandler, GraphicalTheme};
-
 use super::*;
 use crate::check::{any_machine, check};
 use crate::compile::System;
-
-/// As a terminal without colours shows it.
-pub(super) fn render(problem: &Problem) -> String {
-    let mut text = String::new();
-    GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor())
-        .with_width(100)
-        .with_links(false)
-        .render_report(&mut text, problem)
-        .unwrap();
-    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
-    lines.join("\n").trim_start_matches('\n').to_owned()
-}
-
-pub(super) fn transcript(cases: impl IntoIterator<Item = (&'static str, Vec<Problem>)>) -> String {
-    let mut text = String::new();
-    for (name, problems) in cases {
-        assert!(!problems.is_empty(), "nothing is wrong with: {name}");
-        for problem in problems {
-            writeln!(
-                text,
-                "# {name} [{:?}]\n{}\n",
-                problem.reason(),
-                render(&problem)
-            )
-            .unwrap();
-        }
-    }
-    text
-}
-
-/// Compares with the snapshot that has the name of the test.
-#[track_caller]
-pub(super) fn compare(name: &str, text: &str) {
-    let mut settings = insta::Settings::clone_current();
-    settings.set_snapshot_path("../snapshots");
-    settings.set_prepend_module_to_snapshot(false);
-    settings.set_omit_expression(true);
-    settings.bind(|| insta::assert_snapshot!(name, text));
-}
+use crate::transcript::{compare, render, transcript};
 
 fn cell_problems(file: &str) -> Vec<Problem> {
     Vec::from_iter(Cell::from_toml("cell.toml", file).err())

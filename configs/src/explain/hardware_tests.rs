@@ -13,13 +13,13 @@ use gaol_abi::outcome::Unsupported;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::tests::{compare, render, transcript};
 use super::*;
 use crate::check::{any_machine, check, with_system};
 use crate::compile::System;
 use crate::encode;
 use crate::ledger::{Placement, system_faults, unsupported};
 use crate::region_fault::{RegionFault, region_fault};
+use crate::transcript::{compare, render, transcript};
 
 const SYSTEM: &str = r#"[hypervisor]
 address = 0x3a000000
