@@ -7,6 +7,7 @@ pub mod communication;
 pub mod confinement;
 pub mod create;
 pub mod lifecycle;
+pub mod moderated;
 pub mod restart;
 pub mod root;
 

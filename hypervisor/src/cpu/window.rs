@@ -3,6 +3,8 @@
 //! A window is a page of the CPU's private mapping that leads to one guest page for the moment of use. What is read
 //! through it is copied out at once; no reference into guest memory ever exists.
 
+use core::arch::asm;
+
 use super::private;
 use crate::memory::address::HostPhysical;
 use crate::processor;
@@ -19,6 +21,8 @@ const LARGE_ENTRY: u64 = (private::LARGE_WINDOW >> 21) & 0x1ff;
 const PRESENT_WRITABLE_NX: u64 = 0x8000_0000_0000_0003;
 const ACCESSED_DIRTY: u64 = 0x60;
 const LARGE: u64 = 0x80;
+/// PWT and PCD: uncacheable by the PAT as it is at reset, which is the hypervisor's.
+const UNCACHEABLE: u64 = 0x18;
 
 /// A CPU's windows.
 #[derive(Clone, Copy, Debug)]
@@ -43,11 +47,19 @@ impl Windows {
     /// Opens window `index` on the page that holds `physical`; returns the virtual address of that byte.
     #[inline]
     fn open(&self, index: u64, physical: HostPhysical) -> u64 {
+        self.open_as(index, physical, 0)
+    }
+
+    /// As [`Self::open`], with more bits in the page-table entry.
+    #[inline(always)]
+    fn open_as(&self, index: u64, physical: HostPhysical, bits: u64) -> u64 {
         let index = index & (COUNT - 1);
         let entry = self.entries.wrapping_add(index.wrapping_mul(8));
         let at = private::WINDOWS.wrapping_add(index << 12);
-        let value =
-            (physical.as_u64() & 0x000f_ffff_ffff_f000) | PRESENT_WRITABLE_NX | ACCESSED_DIRTY;
+        let value = (physical.as_u64() & 0x000f_ffff_ffff_f000)
+            | PRESENT_WRITABLE_NX
+            | ACCESSED_DIRTY
+            | bits;
         // SAFETY: `entry` is this CPU's own page-table entry for the window, which nothing but this type maps; it lies in
         // a frame of the pool that the region's linear map covers.
         unsafe { (entry as *mut u64).write_volatile(value) };
@@ -91,6 +103,55 @@ impl Windows {
         unsafe { (self.open(1, physical) as *const u128).read_unaligned() }
     }
 
+    /// Reads `width` (1, 2, 4 or 8) bytes of registers at `physical`, in one access. They lie in one page.
+    #[must_use]
+    pub fn read_device(&self, physical: HostPhysical, width: u8) -> u64 {
+        let at = self.open_as(2, physical, UNCACHEABLE);
+        let value: u64;
+        // SAFETY: inside the page that the window maps, which its owner may read; whether that has an effect is between
+        // the owner and the device. One instruction each, aligned or not.
+        unsafe {
+            match width {
+                1 => {
+                    asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+                2 => {
+                    asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+                4 => {
+                    asm!("mov {0:e}, [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+                _ => {
+                    asm!("mov {0}, [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+            }
+        }
+        value
+    }
+
+    /// Writes the low `width` (1, 2, 4 or 8) bytes of `value` to registers at `physical`, in one access. They lie in one
+    /// page.
+    pub fn write_device(&self, physical: HostPhysical, width: u8, value: u64) {
+        let at = self.open_as(2, physical, UNCACHEABLE);
+        // SAFETY: inside the page that the window maps, which its owner may write to and the hypervisor does not use.
+        unsafe {
+            match width {
+                1 => {
+                    asm!("mov [{1}], {0}", in(reg_byte) value as u8, in(reg) at, options(nostack, preserves_flags))
+                }
+                2 => {
+                    asm!("mov [{1}], {0:x}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+                4 => {
+                    asm!("mov [{1}], {0:e}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+                _ => {
+                    asm!("mov [{1}], {0}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
+                }
+            }
+        }
+    }
+
     /// Fills `bytes` bytes at `physical` with zeroes; both multiples of 4096 and inside one 2 MiB page.
     pub fn clear(&self, physical: HostPhysical, bytes: u64) {
         let base = physical.as_u64() & !0x1f_ffff;
@@ -102,7 +163,7 @@ impl Windows {
         unsafe {
             (self.large_entry as *mut u64).write_volatile(value);
             processor::invalidate_page(private::LARGE_WINDOW);
-            core::arch::asm!(
+            asm!(
                 "rep stosq",
                 inout("rcx") bytes / 8 => _,
                 inout("rdi") private::LARGE_WINDOW.wrapping_add(offset) => _,

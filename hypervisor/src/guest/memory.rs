@@ -5,7 +5,8 @@ use super::decode::{
 };
 use super::store::{Source, plain_store};
 use super::walk::{GuestMemory, Paging};
-use super::{Verdict, interrupt};
+use super::{Verdict, interrupt, mmio};
+use crate::cell::moderated::{self, Lookup};
 use crate::cell::root::RootShare;
 use crate::cpu::PerCpu;
 use crate::device::apic;
@@ -136,14 +137,14 @@ pub fn fetch(cpu: &PerCpu, bytes: &mut [u8; 16]) -> Option<usize> {
 
 /// The bytes at the guest's RIP, copied once: the guest may change them at any time, and all that is asked of one
 /// instruction must be answered from the same bytes.
-struct Fetched {
+pub(super) struct Fetched {
     bytes: [u8; 16],
     count: usize,
 }
 
 impl Fetched {
     /// `None`: not one byte could be read.
-    fn new(cpu: &PerCpu) -> Option<Self> {
+    pub(super) fn new(cpu: &PerCpu) -> Option<Self> {
         let mut bytes = [0; 16];
         let count = fetch(cpu, &mut bytes)?.min(MAX_LENGTH);
         Some(Self { bytes, count })
@@ -153,12 +154,13 @@ impl Fetched {
         self.bytes.get(..self.count).unwrap_or(&[])
     }
 
-    fn decode(&self) -> Result<Instruction, DecodeError> {
+    /// See [`decode`].
+    pub(super) fn decode(&self) -> Result<Instruction, DecodeError> {
         decode(self.bytes(), mode())
     }
 
     /// Steps over the instruction, if its length is known.
-    fn skip(&self) -> bool {
+    pub(super) fn skip(&self) -> bool {
         let known = length(self.bytes(), mode());
         if let Ok(length) = known {
             advance_by(length);
@@ -235,13 +237,24 @@ pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
 /// Any other EPT violation.
 pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     let address = read(Field::GuestPhysicalAddress);
-    if !cpu.is_root {
-        return Verdict::Violation { address };
-    }
     let qualification = EptViolation::from_bits_retain(read(Field::ExitQualification));
+    let moderated = match moderated::find(cpu.cell, address) {
+        // The guest does its instruction again.
+        Lookup::Changing => return Verdict::Resume,
+        Lookup::Found(range) => Some(range),
+        Lookup::Nothing => None,
+    };
+    if !cpu.is_root {
+        return moderated.map_or(Verdict::Violation { address }, |range| {
+            mmio::serve(cpu, frame, &range, qualification)
+        });
+    }
     let delivering = reinject();
     if is_apic_page(address) {
         return apic_access(cpu, frame, qualification);
+    }
+    if !delivering && let Some(range) = moderated {
+        return mmio::serve(cpu, frame, &range, qualification);
     }
     let is_strict = system::root_share().is_some_and(RootShare::is_strict);
     if !is_strict
@@ -386,7 +399,8 @@ fn apic_access(cpu: &PerCpu, frame: &mut Frame, qualification: EptViolation) -> 
     Verdict::Resume
 }
 
-fn advance_by(length: u8) {
+/// Moves the guest behind its instruction.
+pub(super) fn advance_by(length: u8) {
     write(
         Field::GuestRip,
         read(Field::GuestRip).wrapping_add(u64::from(length)),

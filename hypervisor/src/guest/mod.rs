@@ -10,6 +10,7 @@ pub mod decode;
 pub mod fault;
 pub mod interrupt;
 pub mod memory;
+pub mod mmio;
 pub mod msr;
 pub mod port;
 pub mod store;

@@ -1,0 +1,275 @@
+//! Accesses to moderated ranges: the hypervisor decodes the instruction, asks whoever keeps the registers, and does to
+//! the guest's registers what the instruction says.
+//!
+//! Invariant: an access is let through only inside its range, and as the keeper of the range permits. What is refused
+//! stops a cell's CPU with the address on record; the root's reads ones or writes nothing, and is counted.
+
+use super::decode::{Access, Direction, Instruction, Operand};
+use super::memory::{Fetched, advance_by};
+use super::{Verdict, fault};
+use crate::cell::moderated::{Moderated, What};
+use crate::cpu::PerCpu;
+use crate::cpu::window::Windows;
+use crate::memory::address::HostPhysical;
+use crate::system;
+use crate::virt::vmx::control::Exception;
+use crate::virt::vmx::entry::Frame;
+use crate::virt::vmx::fields::{EptViolation, Field, INTERRUPTION_VALID};
+use crate::virt::vmx::instructions::read;
+
+/// Registers that guests reach through the hypervisor only, at offsets from their start.
+///
+/// Whoever implements this checks what it is asked for: any offset inside the range and any width can come, also an
+/// access that begins inside the range and ends behind it.
+pub trait Registers {
+    /// Reads `width` (1, 2, 4 or 8) bytes at `offset`.
+    ///
+    /// # Errors
+    /// When the guest may not do that.
+    fn read(&mut self, offset: u64, width: u8) -> Result<u64, Refused>;
+
+    /// Writes the low `width` bytes of `value` at `offset`.
+    ///
+    /// # Errors
+    /// When the guest may not do that.
+    fn write(&mut self, offset: u64, width: u8, value: u64) -> Result<(), Refused>;
+}
+
+/// The guest may not do that: a cell's CPU is stopped, the root's access has no effect and is counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refused;
+
+/// Lets `run` use the registers of a moderated range.
+fn with_registers<R>(
+    cpu: &mut PerCpu,
+    range: &Moderated,
+    run: impl FnOnce(&mut dyn Registers) -> R,
+) -> R {
+    match range.what {
+        What::Registers {
+            physical,
+            widths,
+            writable,
+        } => run(&mut Part {
+            windows: cpu.windows,
+            physical,
+            size: range.size,
+            widths,
+            writable,
+        }),
+        What::Remainder => run(&mut Remainder {
+            windows: cpu.windows,
+            start: range.start,
+        }),
+    }
+}
+
+/// Registers of a device, or a part of them.
+struct Part {
+    windows: Windows,
+    physical: HostPhysical,
+    size: u64,
+    widths: u8,
+    writable: bool,
+}
+
+impl Part {
+    fn check(&self, offset: u64, width: u8) -> Result<HostPhysical, Refused> {
+        check_part(offset, width, self.size, self.widths)?;
+        let at = self.physical.as_u64().wrapping_add(offset);
+        Ok(HostPhysical::new(at))
+    }
+}
+
+/// Whether an access is inside the range, of a permitted size, and aligned. Offsets count from where both address spaces
+/// are aligned alike.
+fn check_part(offset: u64, width: u8, size: u64, widths: u8) -> Result<(), Refused> {
+    let bytes = u64::from(width);
+    let ends_inside = offset.checked_add(bytes).is_some_and(|end| end <= size);
+    (ends_inside && widths & width != 0)
+        .then_some(())
+        .ok_or(Refused)
+}
+
+impl Registers for Part {
+    fn read(&mut self, offset: u64, width: u8) -> Result<u64, Refused> {
+        let at = aligned(self.check(offset, width)?, width)?;
+        Ok(self.windows.read_device(at, width))
+    }
+
+    fn write(&mut self, offset: u64, width: u8, value: u64) -> Result<(), Refused> {
+        let at = aligned(self.check(offset, width)?, width)?;
+        if !self.writable {
+            return Err(Refused);
+        }
+        self.windows.write_device(at, width, value);
+        Ok(())
+    }
+}
+
+/// Devices take aligned accesses only; an access that is not would be two.
+fn aligned(at: HostPhysical, width: u8) -> Result<HostPhysical, Refused> {
+    let is_aligned = at.as_u64() & u64::from(width).wrapping_sub(1) == 0;
+    is_aligned.then_some(at).ok_or(Refused)
+}
+
+/// A page of the root's of which cells own parts.
+struct Remainder {
+    windows: Windows,
+    start: u64,
+}
+
+impl Remainder {
+    fn check(&self, offset: u64, width: u8) -> Result<HostPhysical, Refused> {
+        let bytes = u64::from(width);
+        let at = self.start.wrapping_add(offset);
+        let is_inside = offset.wrapping_add(bytes) <= 4096;
+        let is_roots = (0..bytes).all(|byte| system::is_roots(at.wrapping_add(byte)));
+        (is_inside && is_roots)
+            .then_some(HostPhysical::new(at))
+            .ok_or(Refused)
+    }
+}
+
+impl Registers for Remainder {
+    fn read(&mut self, offset: u64, width: u8) -> Result<u64, Refused> {
+        let at = self.check(offset, width)?;
+        Ok(self.windows.read_device(at, width))
+    }
+
+    fn write(&mut self, offset: u64, width: u8, value: u64) -> Result<(), Refused> {
+        let at = self.check(offset, width)?;
+        self.windows.write_device(at, width, value);
+        Ok(())
+    }
+}
+
+/// An access to a moderated range.
+pub fn serve(
+    cpu: &mut PerCpu,
+    frame: &mut Frame,
+    range: &Moderated,
+    qualification: EptViolation,
+) -> Verdict {
+    let address = read(Field::GuestPhysicalAddress);
+    if qualification.contains(EptViolation::FETCH) {
+        return if cpu.is_root {
+            Verdict::InjectRecorded {
+                exception: Exception::INVALID_OPCODE,
+                address,
+            }
+        } else {
+            Verdict::Violation { address }
+        };
+    }
+    // The processor's own accesses, to page tables or while it delivers an event, are no instruction's.
+    let is_data = qualification.contains(EptViolation::LINEAR_VALID | EptViolation::TRANSLATED);
+    let is_delivery = read(Field::IdtVectoringInformation) as u32 & INTERRUPTION_VALID != 0;
+    if !is_data || is_delivery {
+        return Verdict::Violation { address };
+    }
+    let Some(fetched) = Fetched::new(cpu) else {
+        // The memory of the root's instruction is changing hands at this moment: Linux tries again.
+        return if cpu.is_root {
+            Verdict::Resume
+        } else {
+            Verdict::Violation { address }
+        };
+    };
+    let offset = address.wrapping_sub(range.start);
+    if let Ok(Instruction::Access(access)) = fetched.decode() {
+        let done = with_registers(cpu, range, |registers| {
+            carry_out(frame, registers, offset, &access)
+        });
+        if done.is_ok() {
+            advance_by(access.length);
+            return Verdict::Resume;
+        }
+    }
+    refuse(cpu, frame, &fetched, address)
+}
+
+fn carry_out(
+    frame: &mut Frame,
+    registers: &mut dyn Registers,
+    offset: u64,
+    access: &Access,
+) -> Result<(), Refused> {
+    let number = match access.operand {
+        Operand::Register(number) | Operand::HighByte(number) => number,
+        Operand::Immediate(_) => 0,
+    };
+    let before = frame.register(number);
+    let data = match access.direction {
+        Direction::Write => None,
+        Direction::Read | Direction::Exchange => Some(registers.read(offset, access.width)?),
+    };
+    if access.direction != Direction::Read {
+        registers.write(offset, access.width, access.stored(before))?;
+    }
+    if let Some(data) = data {
+        frame.set_register(number, access.loaded(before, data));
+    }
+    Ok(())
+}
+
+/// What is refused, or not understood, stops a cell's CPU. The root's instruction is stepped over if its end is known;
+/// what it reads are ones.
+fn refuse(cpu: &mut PerCpu, frame: &mut Frame, fetched: &Fetched, address: u64) -> Verdict {
+    if !cpu.is_root {
+        return Verdict::Violation { address };
+    }
+    fault::record(cpu, frame, address);
+    if let Ok(Instruction::Access(access)) = fetched.decode() {
+        // Nobody is asked, so nothing is refused.
+        let _ = carry_out(frame, &mut Nothing, 0, &access);
+    }
+    if fetched.skip() {
+        Verdict::Resume
+    } else {
+        Verdict::Inject(Exception::GENERAL_PROTECTION)
+    }
+}
+
+/// Where there is nothing: reads find ones, writes have no effect.
+struct Nothing;
+
+impl Registers for Nothing {
+    fn read(&mut self, _offset: u64, _width: u8) -> Result<u64, Refused> {
+        Ok(u64::MAX)
+    }
+
+    fn write(&mut self, _offset: u64, _width: u8, _value: u64) -> Result<(), Refused> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_kept_to() {
+        let size = 24u64;
+        for widths in 0..16u8 {
+            for width in [1u8, 2, 4, 8] {
+                for offset in (0..40).chain(u64::MAX - 8..=u64::MAX) {
+                    let fits = offset < 100 && offset + u64::from(width) <= size;
+                    let expected = fits && widths & width != 0;
+                    let checked = check_part(offset, width, size, widths);
+                    assert_eq!(checked.is_ok(), expected, "{widths} {width} {offset}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_aligned_accesses_reach_devices() {
+        for width in [1u8, 2, 4, 8] {
+            for at in 0..64u64 {
+                let found = aligned(HostPhysical::new(at), width).is_ok();
+                assert_eq!(found, at.is_multiple_of(u64::from(width)));
+            }
+        }
+    }
+}
