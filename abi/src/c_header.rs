@@ -46,6 +46,7 @@ numbers!(
     image::Vendor => "__u32",
     outcome::Reason => "__u32",
     public::CpuState => "__u32",
+    public::RootFailureKind => "__u32",
 );
 
 impl<T: CType, const N: usize> CType for [T; N] {
@@ -205,7 +206,7 @@ structures! {
         signature, abi_revision, cpu_count, region_physical, region_size, public, public_size, handover,
         handover_virtual, boot_tables, boot_tables_size, boot_table_root, config, config_size, cpu_areas, pool,
         stub_virtual, stub_physical, stub_leave, stub_first_instruction, physical_end, deadline_cycles, tsc_khz,
-        fault_cpu, fault_step, launch_word, low_page, arrived, pm_timer_port, enable_cycles,
+        fault_cpu, fault_step, launch_word, low_page, arrived, pm_timer_port, enable_cycles, reset_register, reset_register_kind, reset_value, power_control_ports,
     }
     handover::GeneralRegisters {
         rax, rcx, rdx, rbx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rsp,
@@ -223,7 +224,7 @@ structures! {
     config::SystemHeader {
         preamble, name, hypervisor_physical, hypervisor_size, console_kind, console_divisor, console_address,
         deadline_milliseconds, l3_ways, l2_ways, range_count, bar_count, root_memory_count, root_msr_count, cpu_count,
-        root_port_count, device_count, reserved,
+        root_port_count, device_count, root_failure,
     }
     config::MachineRange { physical, size, kind, extent, number }
     config::MachineCpu { apic_id, package, core, l2, l3, node, flags }
@@ -231,7 +232,7 @@ structures! {
     config::MachineBar { address, size, device, number, flags, reserved }
     config::CellHeader {
         preamble, name, cpus, reset_address, shutdown_milliseconds, violation, memory_region_count, msr_count,
-        interrupt_count, device_count, port_range_count, l3_ways, l2_ways, reserved,
+        interrupt_count, device_count, port_range_count, l3_ways, l2_ways, watchdog_milliseconds, watchdog_policy, reserved,
     }
     config::MemoryRegion { name, physical, guest, size, flags }
     config::PortRange { first, count }
@@ -250,9 +251,11 @@ structures! {
     driver::CellLoadRequest { revision, image_count, cell, images, cycles, outcome }
     driver::CellCommand { revision, flags, cell, cycles, scrub_cycles, outcome }
     driver::MemoryOfferRequest { revision, block_count, blocks, block_size, outcome }
+    public::WatchdogRecord { expired, heartbeat, time }
+    public::RootFailure { count, kind, cpu, parked, address, time }
     public::SystemPublic {
         abi_revision, cpu_count, frames_total, frames_used, last_outcome, tsc_khz, apic_khz, image_bytes, cells,
-        restart_cycles,
+        restart_cycles, longest_pauses, watchdogs, root_failure,
     }
     public::RingHeader { written }
     public::FaultRecord {
@@ -286,7 +289,7 @@ constants! {
     handover {
         SIGNATURE, LAST_LAUNCH_STEP, SELECTOR_ES, SELECTOR_CS, SELECTOR_SS, SELECTOR_DS, SELECTOR_FS, SELECTOR_GS,
         SELECTOR_LDTR, SELECTOR_TR, GDT_BYTES, TASK_STATE_BYTES, IDT_GATES, STUB_STACK_END, NMI_STACK_END,
-        MACHINE_CHECK_STACK_END,
+        MACHINE_CHECK_STACK_END, RESET_REGISTER_NONE, RESET_REGISTER_PORT, RESET_REGISTER_MEMORY,
     }
     config {
         SYSTEM_SIGNATURE, CELL_SIGNATURE, MAX_SIZE, MAX_CELL_SIZE, MAX_MEMORY_REGIONS, MAX_PORT_RANGES, MAX_MSRS, MAX_ROOT_MSRS,
@@ -294,7 +297,7 @@ constants! {
         CHECKSUM_OFFSET, SYSTEM_STRICT_ROOT, SYSTEM_DESCRIBES_MACHINE, RANGE_RAM, RANGE_IO_APIC,
         RANGE_PCI_CONFIGURATION, RANGE_IOMMU, RANGE_RESERVED_DMA, MACHINE_CPU_SMIS, MACHINE_DEVICE_BRIDGE,
         MACHINE_BAR_PORTS, MACHINE_BAR_64, MACHINE_BAR_PREFETCHABLE, VIOLATION_PARK_CPU, VIOLATION_PARK_CELL,
-        CONSOLE_NONE, CONSOLE_UART_PORT, CELL_CONSOLE, CELL_PASSIVE, CELL_IGNORE_UNASSIGNED_PORTS, MEMORY_READ,
+        WATCHDOG_RECORD, WATCHDOG_RESTART, WATCHDOG_HALT, ROOT_FAILURE_CONTINUE, ROOT_FAILURE_RESET, CONSOLE_NONE, CONSOLE_UART_PORT, CELL_CONSOLE, CELL_PASSIVE, CELL_IGNORE_UNASSIGNED_PORTS, MEMORY_READ,
         MEMORY_WRITE, MEMORY_EXECUTE, MEMORY_DMA, MEMORY_DEVICE, MEMORY_COMMUNICATION, MEMORY_LOADABLE,
         MEMORY_ROOT_SHARED, MEMORY_SHARED, MEMORY_CONTINUED, MEMORY_TYPE_MASK, MEMORY_TYPE_UNCACHEABLE,
         MEMORY_TYPE_WRITE_COMBINING, MEMORY_TYPE_WRITE_THROUGH, MEMORY_TYPE_WRITE_PROTECTED, MEMORY_TYPE_WRITE_BACK,
@@ -303,19 +306,19 @@ constants! {
     }
     driver {
         IOCTL_TYPE, IOCTL_ENABLE, IOCTL_DISABLE, IOCTL_CELL_CREATE, IOCTL_CELL_LOAD, IOCTL_CELL_START,
-        IOCTL_CELL_SHUTDOWN, IOCTL_CELL_DESTROY, IOCTL_MEMORY_OFFER, FLAG_FORCE, FLAG_PIECES, MAX_LOAD_IMAGES,
+        IOCTL_CELL_SHUTDOWN, IOCTL_CELL_DESTROY, IOCTL_MEMORY_OFFER, FLAG_FORCE, FLAG_PIECES, FLAG_CREATE_FORCE, MAX_LOAD_IMAGES,
         MAX_MEMORY_BLOCKS,
     }
     hypercall {
         CPUID_SIGNATURE_LEAF, CPUID_FEATURES_LEAF, CPUID_SIGNATURE, SCRUB_CHUNK, DESTROY_FORCE, CPU_RUNNING,
         CPU_FAILED, JAILHOUSE_COUNTERS,
     }
-    public { RING_PAGES, RING_OFFSET, RING_TEXT, CPU_OFFSET, RING_TEXT_OFFSET }
+    public { PAUSES, RING_PAGES, RING_OFFSET, RING_TEXT, CPU_OFFSET, RING_TEXT_OFFSET }
     exit {
         COUNTERS, COUNTER_KICKS, COUNTER_ROOT_VIOLATIONS, COUNTER_XAPIC_WRITES, COUNTER_X2APIC_ICR,
         COUNTER_GUEST_NMIS, COUNTER_DROPPED_IPIS, FIRST_DERIVED_COUNTER,
     }
-    communication { REVISION, SIGNATURE, FLAG_DEBUG_PUTC_PERMITTED, FLAG_DEBUG_PUTC_ACTIVE }
+    communication { REVISION, SIGNATURE, HEARTBEAT_OFFSET, FLAG_DEBUG_PUTC_PERMITTED, FLAG_DEBUG_PUTC_ACTIVE }
     latency { SIGNATURE, CLASSES }
 }
 
@@ -337,8 +340,9 @@ enumerations! {
     }
     hypercall::Hypercall {
         Disable, CellCreate, CellStart, CellSetLoadable, CellDestroy, GetInfo, CellGetState, CpuGetInfo,
-        DebugConsolePutc, Commit, Scrub,
+        DebugConsolePutc, Commit, Scrub, Watchdog, RootFailed,
     }
+    hypercall::WatchdogAnswer { Alive, Expired, Off }
     hypercall::InfoType { PoolSize, PoolUsed, RemapPoolSize, RemapPoolUsed, Cells }
     hypercall::CpuInfoType { State, StatisticsBase }
     hypercall::Errno {
@@ -367,6 +371,8 @@ enumerations! {
     communication::Message { None, ShutdownRequest, ReconfigCompleted }
     communication::Reply { None, Unknown, RequestDenied, RequestApproved, Received }
     public::CpuState { Outside, Running, Waiting, Failed }
+    public::Pause { Create, Start, SetLoadable, Destroy, Scrub, Look, Kick }
+    public::RootFailureKind { None, Panic, TripleFault, Reset, Sleep, Init }
 }
 
 /// The ioctls and the structures that they carry.

@@ -1,6 +1,9 @@
 //! The communication region: the page through which the hypervisor and one cell talk, as Jailhouse defines it.
 //!
 //! The cell may write to it at any time, so the hypervisor treats what it reads there as an allegation.
+//!
+//! The rest of the page is zero when the cell starts. Jailhouse gives it no meaning; Gaol has one word there, at
+//! [`HEARTBEAT_OFFSET`], which cells that do not know of it leave alone.
 
 use open_enum::open_enum;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -9,6 +12,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const REVISION: u16 = 2;
 /// [`CommunicationRegion::signature`].
 pub const SIGNATURE: [u8; 6] = *b"JHCOMM";
+
+/// Offset of the heartbeat from the start of the page: a word of 8 bytes, 0 when the cell starts. A cell with a watchdog
+/// ([`crate::config::CellHeader::watchdog_milliseconds`]) changes it at least once in each timeout, to any other value.
+pub const HEARTBEAT_OFFSET: usize = 0x800;
 
 /// State of a cell, in [`CommunicationRegion::cell_state`] and from hypercall 6.
 #[open_enum]

@@ -64,6 +64,12 @@ pub const CONSOLE_NONE: u32 = 0;
 /// [`SystemHeader::console_kind`]: a 16550 at I/O ports.
 pub const CONSOLE_UART_PORT: u32 = 1;
 
+/// [`SystemHeader::root_failure`]: as long as a cell runs, a CPU of the root cell that tries to reset the machine is
+/// parked, and the cells run on.
+pub const ROOT_FAILURE_CONTINUE: u32 = 0;
+/// [`SystemHeader::root_failure`]: the machine resets, as without a hypervisor.
+pub const ROOT_FAILURE_RESET: u32 = 1;
+
 /// The root cell gets only what the file names for it, instead of what is left over.
 pub const SYSTEM_STRICT_ROOT: u32 = 1;
 /// The file describes the machine: CPUs, memory and PCI functions that it does not name don't exist.
@@ -109,8 +115,8 @@ pub struct SystemHeader {
     pub root_port_count: u32,
     /// [`MachineDevice`]s, in ascending order of segment and function.
     pub device_count: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// `ROOT_FAILURE_…`: what becomes of the machine when Linux fails.
+    pub root_failure: u32,
 }
 
 /// [`MachineRange::kind`]: RAM; `number` is the NUMA node.
@@ -226,6 +232,13 @@ pub const VIOLATION_PARK_CPU: u32 = 0;
 /// [`CellHeader::violation`]: all CPUs of the cell are parked.
 pub const VIOLATION_PARK_CELL: u32 = 1;
 
+/// [`CellHeader::watchdog_policy`]: it is kept on record, and the cell runs on.
+pub const WATCHDOG_RECORD: u32 = 0;
+/// [`CellHeader::watchdog_policy`]: the cell is stopped, loaded again with what it was loaded with, and started.
+pub const WATCHDOG_RESTART: u32 = 1;
+/// [`CellHeader::watchdog_policy`]: all CPUs of the cell are parked.
+pub const WATCHDOG_HALT: u32 = 2;
+
 /// The configuration of a cell. The arrays, in this order: [`MemoryRegion`]s, [`MsrAccess`]es, [`Interrupt`]s,
 /// [`AssignedDevice`]s, [`PortRange`]s.
 #[repr(C)]
@@ -257,6 +270,11 @@ pub struct CellHeader {
     pub l3_ways: u32,
     /// The same of the level-2 cache.
     pub l2_ways: u32,
+    /// Time in which the cell changes its heartbeat ([`crate::communication::HEARTBEAT_OFFSET`]) at least once, in
+    /// milliseconds; 0: the cell has no watchdog.
+    pub watchdog_milliseconds: u32,
+    /// `WATCHDOG_…`: what happens when it does not; 0 without a watchdog.
+    pub watchdog_policy: u32,
     /// Zero.
     pub reserved: u32,
 }

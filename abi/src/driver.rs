@@ -40,6 +40,8 @@ pub const IOCTL_MEMORY_OFFER: u8 = 7;
 pub const FLAG_FORCE: u32 = 1;
 /// [`CellCreateRequest::flags`]: a region that Linux has no contiguous memory for may be made of several pieces.
 pub const FLAG_PIECES: u32 = 1;
+/// [`CellCreateRequest::flags`]: do not mind other cells that run locked.
+pub const FLAG_CREATE_FORCE: u32 = 2;
 
 /// Enables the hypervisor.
 #[repr(C)]
@@ -91,7 +93,7 @@ pub struct CellCreateRequest {
     pub revision: u32,
     /// Out: id of the cell.
     pub id: i32,
-    /// [`FLAG_PIECES`].
+    /// [`FLAG_PIECES`], [`FLAG_CREATE_FORCE`].
     pub flags: u32,
     /// Out, when there was no memory for a region: its index.
     pub region: u32,

@@ -149,7 +149,22 @@ pub struct LaunchParameters {
     pub pm_timer_port: u32,
     /// Cycles from the first CPU's arrival to the commit; written by the hypervisor.
     pub enable_cycles: u64,
+    /// Address of the reset register that the FADT names, 0 for none: a port, or host-physical.
+    pub reset_register: u64,
+    /// Kind of [`LaunchParameters::reset_register`]: `RESET_REGISTER_…`.
+    pub reset_register_kind: u32,
+    /// What resets the machine when it is written there.
+    pub reset_value: u32,
+    /// I/O ports of the PM1a and PM1b control registers, 0 for none: they put the machine to sleep.
+    pub power_control_ports: [u32; 2],
 }
+
+/// [`LaunchParameters::reset_register_kind`]: there is none.
+pub const RESET_REGISTER_NONE: u32 = 0;
+/// [`LaunchParameters::reset_register_kind`]: an I/O port.
+pub const RESET_REGISTER_PORT: u32 = 1;
+/// [`LaunchParameters::reset_register_kind`]: memory.
+pub const RESET_REGISTER_MEMORY: u32 = 2;
 
 /// General registers in the order that the stub knows.
 #[repr(C)]

@@ -20,7 +20,8 @@ pub enum Hypercall {
     /// Gives the machine back to Linux; on all CPUs of the root cell that are online, at the same time. RDI: how many
     /// these are. The other CPUs of the root cell go on natively in the loop that Linux left them in.
     Disable = 0,
-    /// Creates a cell from the configuration at the guest-physical address RDI. Returns the cell's id.
+    /// Creates a cell from the configuration at the guest-physical address RDI. Returns the cell's id. RSI:
+    /// [`DESTROY_FORCE`], to create it although another cell runs locked.
     CellCreate = 1,
     /// Starts the cell RDI.
     CellStart = 2,
@@ -44,12 +45,30 @@ pub enum Hypercall {
     /// Clears the next piece of the memory of cell RDI, at most [`SCRUB_CHUNK`] bytes. Returns the number of pieces
     /// that are left.
     Scrub = 0x101,
+    /// Looks whether the cell RDI has changed its heartbeat in time. Returns a [`WatchdogAnswer`].
+    Watchdog = 0x102,
+    /// Linux panics: keeps it on record ([`crate::public::RootFailure`]). Returns 0.
+    RootFailed = 0x103,
+}
+
+/// Result of [`Hypercall::Watchdog`].
+#[open_enum]
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchdogAnswer {
+    /// The heartbeat has changed in time, or there is still time.
+    Alive = 0,
+    /// The heartbeat has not changed in time. It was counted, and the cell has the whole timeout again.
+    Expired = 1,
+    /// There is nothing to watch: the cell has no watchdog, does not run, or all its CPUs are parked.
+    Off = 2,
 }
 
 /// Bytes that one [`Hypercall::Scrub`] clears at the most: it bounds how long Linux' CPU is away.
 pub const SCRUB_CHUNK: u64 = 1 << 20;
 
-/// Second argument of [`Hypercall::CellDestroy`] and [`Hypercall::CellSetLoadable`]: do not ask the cell.
+/// Second argument of [`Hypercall::CellDestroy`] and [`Hypercall::CellSetLoadable`]: do not ask the cell; of
+/// [`Hypercall::CellCreate`] and [`Hypercall::CellDestroy`], do not mind other cells that run locked.
 pub const DESTROY_FORCE: u64 = 1;
 
 /// First argument of [`Hypercall::GetInfo`].

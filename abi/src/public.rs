@@ -46,6 +46,87 @@ pub struct SystemPublic {
     pub cells: u64,
     /// Cycles that the last cell creation spent on restarting CPUs whose APIC could not change its mode otherwise.
     pub restart_cycles: u64,
+    /// The longest time in cycles that a CPU of the root cell was away, by [`Pause`].
+    pub longest_pauses: [u64; PAUSES],
+    /// What the watchdogs of the cells have found, by the cell's id.
+    pub watchdogs: [WatchdogRecord; crate::MAX_CELLS],
+    /// How Linux failed.
+    pub root_failure: RootFailure,
+}
+
+/// Why a CPU of the root cell is away for longer than an ordinary exit.
+#[open_enum]
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// It creates a cell.
+    Create = 0,
+    /// It starts a cell.
+    Start = 1,
+    /// It stops a cell, or makes it loadable.
+    SetLoadable = 2,
+    /// It destroys a cell.
+    Destroy = 3,
+    /// It clears a piece of memory.
+    Scrub = 4,
+    /// It looks after a cell: its state or its heartbeat.
+    Look = 5,
+    /// It was kicked by another CPU.
+    Kick = 6,
+}
+
+/// Length of [`SystemPublic::longest_pauses`].
+pub const PAUSES: usize = 7;
+
+/// What a cell's watchdog has found since the cell was created.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct WatchdogRecord {
+    /// How often the heartbeat did not change in time.
+    pub expired: u64,
+    /// Value of the heartbeat the last time that it did not.
+    pub heartbeat: u64,
+    /// Time stamp counter at that time.
+    pub time: u64,
+}
+
+/// What Linux did that is no orderly end.
+#[open_enum]
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub enum RootFailureKind {
+    /// Nothing so far.
+    None = 0,
+    /// Its kernel panicked; it may try to reset the machine later.
+    Panic = 1,
+    /// A CPU had a triple fault.
+    TripleFault = 2,
+    /// It wrote to a register that resets the machine.
+    Reset = 3,
+    /// It wrote to a register that puts the machine to sleep or turns it off.
+    Sleep = 4,
+    /// It sent an INIT to its own CPU.
+    Init = 5,
+}
+
+/// The last failure of Linux.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct RootFailure {
+    /// Failures so far.
+    pub count: u32,
+    /// What it was.
+    pub kind: RootFailureKind,
+    /// The CPU.
+    pub cpu: u32,
+    /// 1: the CPU was parked for it.
+    pub parked: u32,
+    /// The port or address that was written to.
+    pub address: u64,
+    /// Time stamp counter.
+    pub time: u64,
 }
 
 /// The start of the console ring; [`RING_TEXT`] bytes of text follow at offset 64.

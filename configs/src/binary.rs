@@ -22,9 +22,10 @@ use gaol_abi::config::{
     CHECKSUM_OFFSET, CONSOLE_NONE, CONSOLE_UART_PORT, CellHeader, Interrupt, MAX_CELL_SIZE,
     MAX_DEVICES, MAX_INTERRUPTS, MAX_MACHINE_BARS, MAX_MACHINE_DEVICES, MAX_MACHINE_RANGES,
     MAX_MEMORY_REGIONS, MAX_MSRS, MAX_PORT_RANGES, MAX_ROOT_MSRS, MAX_SIZE, MEMORY_ALL_FLAGS,
-    MSR_ALL_FLAGS, MachineBar, MachineCpu, MachineDevice, MachineRange, MemoryRegion, MsrAccess,
-    PortRange, Preamble, SYSTEM_DESCRIBES_MACHINE, SYSTEM_SIGNATURE, SYSTEM_STRICT_ROOT,
-    SystemHeader, VIOLATION_PARK_CELL,
+    MEMORY_COMMUNICATION, MSR_ALL_FLAGS, MachineBar, MachineCpu, MachineDevice, MachineRange,
+    MemoryRegion, MsrAccess, PortRange, Preamble, ROOT_FAILURE_RESET, SYSTEM_DESCRIBES_MACHINE,
+    SYSTEM_SIGNATURE, SYSTEM_STRICT_ROOT, SystemHeader, VIOLATION_PARK_CELL, WATCHDOG_HALT,
+    WATCHDOG_RECORD,
 };
 use gaol_abi::outcome::Reason;
 use gaol_abi::{ABI_REVISION, NAME_LENGTH};
@@ -191,7 +192,7 @@ impl<'a> SystemView<'a> {
         let flags = check_preamble(bytes, SYSTEM_SIGNATURE, MAX_SIZE)?;
         let (header, rest) = SystemHeader::ref_from_prefix(bytes).map_err(|_| invalid)?;
         if flags & !SYSTEM_ALL_FLAGS != 0
-            || header.reserved != 0
+            || header.root_failure > ROOT_FAILURE_RESET
             || header.deadline_milliseconds > MAX_MILLISECONDS
         {
             return Err(invalid);
@@ -367,12 +368,27 @@ impl<'a> CellView<'a> {
             || header.shutdown_milliseconds > MAX_MILLISECONDS
             || header.violation > VIOLATION_PARK_CELL
             || view.devices.iter().any(|device| device.reserved != 0)
+            || !view.watchdog_is_sound()
         {
             return Err(invalid);
         }
         check_regions(view.memory)?;
         check_msrs(view.msrs)?;
         Ok(view)
+    }
+
+    /// The heartbeat is in the communication region.
+    fn watchdog_is_sound(&self) -> bool {
+        let policy = self.header.watchdog_policy;
+        match self.header.watchdog_milliseconds {
+            0 => policy == WATCHDOG_RECORD,
+            milliseconds => {
+                let mut regions = self.memory.iter();
+                milliseconds <= MAX_MILLISECONDS
+                    && policy <= WATCHDOG_HALT
+                    && regions.any(|region| region.flags & MEMORY_COMMUNICATION != 0)
+            }
+        }
     }
 
     /// All fields but the arrays.

@@ -198,8 +198,34 @@ fn reserved_and_unknown_bits_are_refused() {
         Refusal::new(Reason::RegionInvalid, 1)
     );
     cell_refusal(|cell| cell.shutdown_milliseconds = MAX_MILLISECONDS + 1);
-    system_refusal(|system| system.reserved = 1);
+    system_refusal(|system| system.root_failure = ROOT_FAILURE_RESET + 1);
     system_refusal(|system| system.deadline_milliseconds = MAX_MILLISECONDS + 1);
+}
+
+#[test]
+fn a_watchdog_needs_a_heartbeat_a_time_and_a_policy() {
+    let watched = |milliseconds, policy, has_heartbeat: bool| {
+        let mut cell = cell();
+        cell.watchdog_milliseconds = milliseconds;
+        cell.watchdog_policy = policy;
+        if has_heartbeat {
+            cell.memory[1].flags = MEMORY_READ | MEMORY_WRITE | MEMORY_COMMUNICATION;
+        }
+        CellView::parse(cell.encode().bytes()).is_ok()
+    };
+    for milliseconds in [0, 1, MAX_MILLISECONDS, MAX_MILLISECONDS + 1] {
+        for policy in 0..5 {
+            let possible = match milliseconds {
+                0 => policy == WATCHDOG_RECORD,
+                _ => milliseconds <= MAX_MILLISECONDS && policy <= WATCHDOG_HALT,
+            };
+            assert_eq!(watched(milliseconds, policy, true), possible);
+            assert_eq!(
+                watched(milliseconds, policy, false),
+                possible && milliseconds == 0
+            );
+        }
+    }
 }
 
 #[test]

@@ -161,6 +161,10 @@ pub struct Cell {
     pub shutdown_milliseconds: u32,
     /// `VIOLATION_…`.
     pub violation: u32,
+    /// Timeout of the watchdog in milliseconds; 0 for none.
+    pub watchdog_milliseconds: u32,
+    /// `WATCHDOG_…`.
+    pub watchdog_policy: u32,
     /// Ways of the level-3 cache.
     pub l3_ways: u32,
     /// Ways of the level-2 cache.
@@ -196,6 +200,8 @@ impl Cell {
             port_range_count: count(self.ports.len()),
             l3_ways: self.l3_ways,
             l2_ways: self.l2_ways,
+            watchdog_milliseconds: self.watchdog_milliseconds,
+            watchdog_policy: self.watchdog_policy,
             reserved: 0,
         };
         let mut bytes = header.as_bytes().to_vec();

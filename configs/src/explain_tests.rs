@@ -105,6 +105,13 @@ fn the_values_of_a_cell() {
             ("CPU 0", with("[2, 3]", "[0, 3]")),
             ("timeout zero", with("1 s", "0 s")),
             ("timeout too long", with("1 s", "11 min")),
+            (
+                "watchdog without a heartbeat",
+                with(
+                    "kind = \"communication\"\nat = 0x100000\n",
+                    "at = 0x100000\nsize = \"4 KiB\"\n\n[watchdog]\ntimeout = \"1 s\"\n",
+                ),
+            ),
             ("access without reading", with("rwx", "wx")),
             ("access misspelt", with("rwx", "rwxd")),
             (

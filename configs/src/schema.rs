@@ -41,6 +41,9 @@ pub struct CellFile {
     /// Time that the cell has to answer a shutdown request; 1 s by default.
     #[schemars(with = "Option<Milliseconds>")]
     pub shutdown_timeout: Option<Spanned<Milliseconds>>,
+    /// Whether the cell is watched, and what happens when it stands still.
+    #[schemars(with = "Option<WatchdogTable>")]
+    pub watchdog: Option<Spanned<WatchdogTable>>,
     /// The cell's memory.
     #[serde(default)]
     #[schemars(with = "Vec<MemoryTable>")]
@@ -85,6 +88,31 @@ pub enum OnViolation {
     ParkCpu,
     /// All CPUs of the cell are parked.
     ParkCell,
+}
+
+/// `[watchdog]`: the cell changes its heartbeat, a word in its communication region.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct WatchdogTable {
+    /// Time in which the heartbeat changes at least once, from the start of the cell on.
+    #[schemars(with = "Milliseconds")]
+    pub timeout: Spanned<Milliseconds>,
+    /// What happens when it does not.
+    #[serde(default)]
+    pub policy: WatchdogPolicy,
+}
+
+/// `policy` of a watchdog.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum WatchdogPolicy {
+    /// It is counted, and the cell runs on.
+    #[default]
+    Record,
+    /// The cell is stopped, loaded again with what it was loaded with, and started.
+    Restart,
+    /// All CPUs of the cell are parked.
+    Halt,
 }
 
 /// `[[memory]]`.

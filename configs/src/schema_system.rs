@@ -20,6 +20,9 @@ pub struct SystemFile {
     /// Longest time that CPUs wait for each other at enable and disable; 10 s by default.
     #[schemars(with = "Option<Milliseconds>")]
     pub deadline: Option<Spanned<Milliseconds>>,
+    /// What becomes of the machine when Linux panics or tries to reset it while a cell runs.
+    #[serde(default)]
+    pub on_root_failure: OnRootFailure,
     /// The hypervisor's memory.
     #[serde(default)]
     pub hypervisor: HypervisorTable,
@@ -32,6 +35,17 @@ pub struct SystemFile {
     /// What the machine has. Without it cells are checked against each other only.
     #[schemars(with = "Option<MachineTable>")]
     pub machine: Option<Spanned<MachineTable>>,
+}
+
+/// `on-root-failure`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnRootFailure {
+    /// The CPU that tries is parked, and the cells run on.
+    #[default]
+    Continue,
+    /// The machine resets.
+    Reset,
 }
 
 /// `[hypervisor]`.

@@ -59,6 +59,8 @@ fn placed(view: &CellView<'_>, number: u64) -> Binary {
         reset_address: header.reset_address,
         shutdown_milliseconds: header.shutdown_milliseconds,
         violation: header.violation,
+        watchdog_milliseconds: header.watchdog_milliseconds,
+        watchdog_policy: header.watchdog_policy,
         l3_ways: header.l3_ways,
         l2_ways: header.l2_ways,
         memory,

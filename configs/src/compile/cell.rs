@@ -3,7 +3,7 @@
 use gaol_abi::MAX_CPUS;
 use gaol_abi::config::{
     CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, Interrupt, MAX_INTERRUPTS, MAX_MSRS,
-    VIOLATION_PARK_CELL, VIOLATION_PARK_CPU,
+    VIOLATION_PARK_CELL, VIOLATION_PARK_CPU, WATCHDOG_HALT, WATCHDOG_RECORD, WATCHDOG_RESTART,
 };
 use gaol_abi::outcome::Reason;
 use toml::Spanned;
@@ -14,7 +14,7 @@ use super::{devices, memory, registers};
 use crate::cpu_set::CpuSet;
 use crate::encode;
 use crate::quantity::Number;
-use crate::schema::{CellFile, OnViolation, UnassignedIo};
+use crate::schema::{CellFile, Kind, OnViolation, UnassignedIo, WatchdogPolicy};
 
 /// Most ways of a cache: the bits of a capacity bitmask (SDM, "Enumeration and Detection Support of Cache Allocation
 /// Technology").
@@ -24,6 +24,7 @@ pub(super) const MAX_WAYS: u64 = 32;
 pub(super) fn cell(judge: &Judge<'_>, file: &CellFile, system: Option<&System>) -> encode::Cell {
     let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
     let ways = file.cache_ways.as_ref();
+    let (watchdog_milliseconds, watchdog_policy) = watchdog(judge, file);
     encode::Cell {
         flags: flag(file.console, CELL_CONSOLE)
             | flag(file.passive, CELL_PASSIVE)
@@ -42,6 +43,8 @@ pub(super) fn cell(judge: &Judge<'_>, file: &CellFile, system: Option<&System>) 
             OnViolation::ParkCpu => VIOLATION_PARK_CPU,
             OnViolation::ParkCell => VIOLATION_PARK_CELL,
         },
+        watchdog_milliseconds,
+        watchdog_policy,
         l3_ways: cache_ways(judge, ways.and_then(|ways| ways.l3.as_ref())),
         l2_ways: cache_ways(judge, ways.and_then(|ways| ways.l2.as_ref())),
         memory: memory::of_cell(judge, &file.memory),
@@ -50,6 +53,33 @@ pub(super) fn cell(judge: &Judge<'_>, file: &CellFile, system: Option<&System>) 
         devices: devices::devices(judge, &file.devices, system),
         ports: registers::ports(judge, &file.ports, "the cell"),
     }
+}
+
+/// Timeout and policy of the watchdog.
+fn watchdog(judge: &Judge<'_>, file: &CellFile) -> (u32, u32) {
+    let Some(table) = &file.watchdog else {
+        return (0, WATCHDOG_RECORD);
+    };
+    let is_communication = |kind: &Spanned<Kind>| *kind.get_ref() == Kind::Communication;
+    let has_region = file.memory.iter().any(|region| {
+        let kind = region.get_ref().kind.as_ref();
+        kind.is_some_and(is_communication)
+    });
+    if !has_region {
+        judge.invalid(
+            table.span(),
+            "nothing to watch",
+            "the cell has a watchdog, and no communication region for its heartbeat",
+            "Add a [[memory]] table with `kind = \"communication\"`, or take [watchdog] out.",
+        );
+    }
+    let table = table.get_ref();
+    let policy = match table.policy {
+        WatchdogPolicy::Record => WATCHDOG_RECORD,
+        WatchdogPolicy::Restart => WATCHDOG_RESTART,
+        WatchdogPolicy::Halt => WATCHDOG_HALT,
+    };
+    (judge.time(Some(&table.timeout)), policy)
 }
 
 fn cpus(judge: &Judge<'_>, list: &Spanned<Vec<Spanned<Number>>>) -> CpuSet {

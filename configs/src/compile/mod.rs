@@ -207,7 +207,7 @@ pub enum Configuration {
 }
 
 /// Keys that only cell files have.
-const CELL_KEYS: [&str; 12] = [
+const CELL_KEYS: [&str; 13] = [
     "cpus",
     "memory",
     "ports",
@@ -220,6 +220,7 @@ const CELL_KEYS: [&str; 12] = [
     "unassigned-io",
     "on-violation",
     "shutdown-timeout",
+    "watchdog",
 ];
 
 impl Configuration {

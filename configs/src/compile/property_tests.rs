@@ -92,6 +92,7 @@ prop_compose! {
         (name, cpus, reset_address) in (name(), proptest::collection::btree_set(0..256u32, 0..9), address()),
         flags in 0..8u32,
         (shutdown_milliseconds, violation) in (0..=600_000u32, 0..=1u32),
+        (timeout, policy) in (0..=600_000u32, 0..=2u32),
         (l3_ways, l2_ways) in (any::<u32>(), any::<u32>()),
         memory in list(region(false)),
         msrs in list(msr()),
@@ -100,6 +101,8 @@ prop_compose! {
         ports in list(ports()),
     ) -> encode::Cell {
         let device = |(segment, function, vectors)| AssignedDevice { segment, function, vectors, reserved: 0 };
+        let has_heartbeat = memory.iter().any(|region| region.flags & MEMORY_COMMUNICATION != 0);
+        let watchdog_milliseconds = if has_heartbeat { timeout } else { 0 };
         encode::Cell {
             flags,
             name,
@@ -107,6 +110,8 @@ prop_compose! {
             reset_address,
             shutdown_milliseconds,
             violation,
+            watchdog_milliseconds,
+            watchdog_policy: if watchdog_milliseconds == 0 { 0 } else { policy },
             l3_ways,
             l2_ways,
             memory,
@@ -239,6 +244,13 @@ fn cell_toml(cell: &encode::Cell) -> String {
     to.push_str("[cache-ways]\n");
     line(to, cell.l3_ways != 0, "l3", ways(cell.l3_ways));
     line(to, cell.l2_ways != 0, "l2", ways(cell.l2_ways));
+    let (timeout, policy) = (cell.watchdog_milliseconds, cell.watchdog_policy);
+    if timeout != 0 {
+        to.push_str("[watchdog]\n");
+        line(to, true, "timeout", format!("\"{timeout} ms\""));
+        let name = ["record", "restart", "halt"][policy as usize];
+        line(to, policy != 0, "policy", format!("{name:?}"));
+    }
     for region in &cell.memory {
         to.push_str("[[memory]]\n");
         write_region(to, region, false);
@@ -359,7 +371,7 @@ prop_compose! {
 
 prop_compose! {
     fn system()(
-        (name, deadline) in (name(), 0..=600_000u32),
+        (name, deadline, root_failure) in (name(), 0..=600_000u32, 0..=1u32),
         (place, size) in (0..1u64 << 20, 1..=256u64),
         console in proptest::option::of((1..=0xfff8u64, 1..=6u32)),
         (l3_ways, l2_ways) in (0..=32u16, 0..=32u16),
@@ -389,6 +401,7 @@ prop_compose! {
                 console_address: console.map_or(0, |(port, _)| port),
                 console_divisor: console.map_or(0, |(_, divisor)| divisor),
                 deadline_milliseconds: deadline,
+                root_failure,
                 l3_ways,
                 l2_ways,
                 ..SystemHeader::new_zeroed()
@@ -493,6 +506,8 @@ fn system_toml(system: &encode::System) -> String {
     line(to, true, "name", format!("{:?}", text(&header.name)));
     let time = header.deadline_milliseconds;
     line(to, time != 0, "deadline", format!("\"{time} ms\""));
+    let resets = header.root_failure != 0;
+    line(to, resets, "on-root-failure", "\"reset\"");
     to.push_str("[hypervisor]\n");
     line(
         to,

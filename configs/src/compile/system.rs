@@ -1,6 +1,9 @@
 //! The file of a system: hypervisor, console and root cell.
 
-use gaol_abi::config::{CONSOLE_UART_PORT, MAX_ROOT_MSRS, SYSTEM_STRICT_ROOT, SystemHeader};
+use gaol_abi::config::{
+    CONSOLE_UART_PORT, MAX_ROOT_MSRS, ROOT_FAILURE_CONTINUE, ROOT_FAILURE_RESET,
+    SYSTEM_STRICT_ROOT, SystemHeader,
+};
 use toml::Spanned;
 
 use super::judge::Judge;
@@ -9,7 +12,7 @@ use super::{DEFAULT_HYPERVISOR_SIZE, DEFAULT_ROOT_NAME, machine, memory, registe
 use crate::binary::{HYPERVISOR_ALIGNMENT, MAX_HYPERVISOR_SIZE, UART_PORTS};
 use crate::encode;
 use crate::quantity::Size;
-use crate::schema::{HypervisorTable, Policy, RootTable, SystemFile, UartTable};
+use crate::schema::{HypervisorTable, OnRootFailure, Policy, RootTable, SystemFile, UartTable};
 
 /// The rate of a 16550 whose divisor is 1.
 const UART_BASE_BAUD: u64 = 115_200;
@@ -31,6 +34,10 @@ pub(super) fn system(judge: &Judge<'_>, file: &SystemFile) -> (encode::System, S
         None => encode::name(DEFAULT_ROOT_NAME).unwrap_or_default(),
     };
     system.header.deadline_milliseconds = judge.time(file.deadline.as_ref());
+    system.header.root_failure = match file.on_root_failure {
+        OnRootFailure::Continue => ROOT_FAILURE_CONTINUE,
+        OnRootFailure::Reset => ROOT_FAILURE_RESET,
+    };
     hypervisor(judge, &file.hypervisor, &mut system.header);
     if let Some(uart) = &file.console.uart {
         system.header.console_kind = CONSOLE_UART_PORT;

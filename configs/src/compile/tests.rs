@@ -7,6 +7,7 @@ use gaol_abi::config::{
     MEMORY_TYPE_WRITE_COMBINING, MEMORY_WIDTH_8, MEMORY_WIDTH_32, MEMORY_WRITE, MSR_PER_CPU,
     MSR_READ, MSR_WRITE, MachineBar, MachineCpu, MachineDevice, MachineRange, MsrAccess, PortRange,
     RANGE_IO_APIC, RANGE_IOMMU, RANGE_PCI_CONFIGURATION, RANGE_RAM, RANGE_RESERVED_DMA,
+    ROOT_FAILURE_CONTINUE, ROOT_FAILURE_RESET, WATCHDOG_HALT, WATCHDOG_RECORD, WATCHDOG_RESTART,
 };
 
 use super::*;
@@ -350,6 +351,40 @@ fn a_cell_says_what_its_file_says() {
             msr(0x38f, MSR_READ | MSR_WRITE | MSR_PER_CPU, 1 << 63 | 1),
         ]
     );
+}
+
+#[test]
+fn watchdogs_compile() {
+    let region = "\n[[memory]]\nname = \"c\"\nkind = \"communication\"\nat = 0x100000\n";
+    let watchdog = |keys: &str| {
+        let text = CELL.replace("ports =", &format!("watchdog = {{ {keys} }}\nports ="));
+        let cell = Cell::compile("cell.toml", &(text + region), Some(&system())).unwrap();
+        let header = *cell.view().header();
+        (header.watchdog_milliseconds, header.watchdog_policy)
+    };
+    assert_eq!(watchdog("timeout = \"250 ms\""), (250, WATCHDOG_RECORD));
+    for (policy, expected) in [
+        ("record", WATCHDOG_RECORD),
+        ("restart", WATCHDOG_RESTART),
+        ("halt", WATCHDOG_HALT),
+    ] {
+        let keys = format!("timeout = \"2 s\", policy = \"{policy}\"");
+        assert_eq!(watchdog(&keys), (2000, expected));
+    }
+}
+
+#[test]
+fn the_failure_of_the_root_compiles() {
+    let policy = |line: &str| {
+        let system = System::compile("system.toml", line).unwrap();
+        system.view().header().root_failure
+    };
+    assert_eq!(policy(""), ROOT_FAILURE_CONTINUE);
+    assert_eq!(
+        policy("on-root-failure = \"continue\""),
+        ROOT_FAILURE_CONTINUE
+    );
+    assert_eq!(policy("on-root-failure = \"reset\""), ROOT_FAILURE_RESET);
 }
 
 #[test]
