@@ -19,7 +19,7 @@ use crate::virt::vmx::operation;
 
 const ROOT: u32 = 0;
 
-/// Serves events in the order of their bits.
+/// Serves events in the order that [`Events`] gives.
 pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, mut events: Events) {
     if events.intersects(Events::STOP.union(Events::JOIN)) {
         // What the cell's own CPUs have sent, and a start that was given up, must not revive it.
@@ -36,6 +36,13 @@ pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, mut events: Events) {
     if events.contains(Events::JOIN) {
         join(cpu, frame);
     }
+    if events.contains(Events::RESET) {
+        let address = published(cpu.cell).map_or(0, |cell| cell.reset_address()) as u32;
+        cpu.counters.clear();
+        public::clear_fault(cpu.index);
+        run(cpu, frame, Start::Address(address));
+        cpu.shared.acknowledge(Events::RESET);
+    }
     if events.contains(Events::FAIL)
         && matches!(cpu.activity, Activity::Running | Activity::Waiting)
     {
@@ -51,13 +58,6 @@ pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, mut events: Events) {
     {
         let vector = cpu.shared.startup_vector.load(Ordering::Acquire) as u8;
         run(cpu, frame, Start::Vector(vector));
-    }
-    if events.contains(Events::RESET) {
-        let address = published(cpu.cell).map_or(0, |cell| cell.reset_address()) as u32;
-        cpu.counters.clear();
-        public::clear_fault(cpu.index);
-        run(cpu, frame, Start::Address(address));
-        cpu.shared.acknowledge(Events::RESET);
     }
     if events.contains(Events::LEAVE) {
         cpu.shared.acknowledge(Events::LEAVE);
@@ -143,6 +143,9 @@ fn finish_join(cpu: &mut PerCpu, next: u32) {
     cpu.cell = next;
     cpu.pci_address = 0;
     cpu.mtrr_default_type = read_msr(msr::MTRR_DEF_TYPE);
+    // Logical ids of xAPIC mode are as after a reset, until Linux writes them.
+    cpu.shared.logical_id.store(0, Ordering::Relaxed);
+    cpu.shared.cluster_model.store(false, Ordering::Relaxed);
     if let Some(cell) = published(next) {
         control::confine(&cell.confinement());
         cpu.ignore_ports = cell.ignores_ports();

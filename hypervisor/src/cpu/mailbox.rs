@@ -7,7 +7,9 @@ use bitflags::bitflags;
 use super::CpuShared;
 
 bitflags! {
-    /// What a CPU is asked to do. It serves them in the order in which they stand here.
+    /// What a CPU is asked to do. It serves those that are there together in this order: FLUSH, STOP, JOIN, RESET, FAIL,
+    /// INIT, STARTUP, LEAVE. That is also the order in which they were posted, since a later RESET or INIT removes what it
+    /// would undo.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Events: u32 {
         /// Drop cached translations of the EPT.
@@ -24,10 +26,24 @@ bitflags! {
         const RESET = 1 << 5;
         /// Go back to Linux, outside VMX operation, right where the guest is.
         const LEAVE = 1 << 6;
-        /// Another CPU of the cell has stepped out of line, and all of them are parked for it. Served before a start.
+        /// Another CPU of the cell has stepped out of line, and all of them are parked for it.
         const FAIL = 1 << 7;
         /// An NMI is on its way because of the others.
         const KICK = 1 << 31;
+    }
+}
+
+impl Events {
+    /// What has no effect any more when these are posted behind it: a CPU that is started or gets an INIT forgets the
+    /// startup IPIs before, and one that its cell is started with everything that its cell had sent it.
+    fn overtaken(self) -> Self {
+        if self.contains(Self::RESET) {
+            Self::INIT.union(Self::STARTUP).union(Self::FAIL)
+        } else if self.contains(Self::INIT) {
+            Self::STARTUP
+        } else {
+            Self::empty()
+        }
     }
 }
 
@@ -35,6 +51,11 @@ impl CpuShared {
     /// Posts events. `true`: the caller must send the NMI; none is on its way yet.
     #[must_use]
     pub fn post(&self, events: Events) -> bool {
+        let overtaken = events.overtaken();
+        if !overtaken.is_empty() {
+            // Whoever posts between the two steps has posted behind this one.
+            self.mailbox.fetch_and(!overtaken.bits(), Ordering::AcqRel);
+        }
         let before = self
             .mailbox
             .fetch_or((events | Events::KICK).bits(), Ordering::AcqRel);
@@ -108,5 +129,34 @@ mod tests {
         assert_eq!(cpu.take(), Events::FLUSH | Events::INIT);
         cpu.acknowledge(Events::FLUSH | Events::INIT);
         assert!(cpu.has_served(Events::INIT));
+    }
+
+    /// Events that are taken together are those that a CPU would not have served in vain one by one.
+    #[test]
+    fn what_is_overtaken_is_gone() {
+        let taken = |posts: &[Events]| {
+            let cpu = CpuShared::new();
+            for events in posts {
+                let _ = cpu.post(*events);
+            }
+            cpu.take()
+        };
+        let (init, startup) = (Events::INIT, Events::STARTUP);
+        let (reset, fail) = (Events::RESET, Events::FAIL);
+        assert_eq!(taken(&[init, startup]), init | startup);
+        assert_eq!(taken(&[init, startup, startup]), init | startup);
+        assert_eq!(taken(&[startup, init]), init);
+        assert_eq!(taken(&[init, startup, init]), init);
+        assert_eq!(taken(&[init, startup, init, startup]), init | startup);
+        // Of the time before the start nothing is left; what comes behind it counts.
+        assert_eq!(taken(&[init, startup, fail, reset]), reset);
+        assert_eq!(taken(&[reset, init, startup]), reset | init | startup);
+        assert_eq!(taken(&[reset, fail]), reset | fail);
+        // Others are left alone.
+        assert_eq!(
+            taken(&[Events::FLUSH, Events::STOP, init]),
+            Events::FLUSH | Events::STOP | init
+        );
+        assert_eq!(taken(&[Events::FLUSH, reset]), Events::FLUSH | reset);
     }
 }

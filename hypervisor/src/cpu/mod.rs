@@ -159,6 +159,8 @@ pub struct CpuShared {
     pub apic_id: AtomicU32,
     /// Logical destination of the xAPIC, bits 31:24 of its LDR.
     pub logical_id: AtomicU32,
+    /// The xAPIC's logical ids are clusters, not flat.
+    pub cluster_model: AtomicBool,
     /// Host-physical address of the root of the private table.
     pub private_root: AtomicU64,
     /// Cell that the CPU belongs to.
@@ -186,6 +188,7 @@ impl CpuShared {
             startup_vector: AtomicU32::new(0),
             apic_id: AtomicU32::new(u32::MAX),
             logical_id: AtomicU32::new(0),
+            cluster_model: AtomicBool::new(false),
             private_root: AtomicU64::new(0),
             cell: AtomicU32::new(0),
             next_cell: AtomicU32::new(0),
@@ -196,6 +199,14 @@ impl CpuShared {
             join_failed: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
         }
+    }
+}
+
+impl CpuShared {
+    /// Notes what the xAPIC's destination format register holds: bits 31 to 28 are ones in the flat model.
+    pub fn set_destination_format(&self, value: u32) {
+        self.cluster_model
+            .store(value >> 28 != 0xf, Ordering::Relaxed);
     }
 }
 

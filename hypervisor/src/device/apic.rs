@@ -28,6 +28,8 @@ pub mod register {
     pub const END_OF_INTERRUPT: u16 = 0xb0;
     /// Logical destination.
     pub const LOGICAL_DESTINATION: u16 = 0xd0;
+    /// Destination format: whether logical ids are flat or clusters.
+    pub const DESTINATION_FORMAT: u16 = 0xe0;
     /// Spurious interrupt vector.
     pub const SPURIOUS: u16 = 0xf0;
     /// First in-service register.

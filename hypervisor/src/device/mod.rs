@@ -2,4 +2,5 @@
 
 pub mod apic;
 pub mod interrupt_command;
+pub mod interrupt_route;
 pub mod pci;

@@ -10,14 +10,17 @@ use gaol_abi::exit::{COUNTER_DROPPED_IPIS, COUNTER_X2APIC_ICR, COUNTER_XAPIC_WRI
 use super::Verdict;
 use crate::cpu::{self, Events, PerCpu};
 use crate::device::apic::{self, register};
-use crate::device::interrupt_command::{
-    Command, CommandBits, DeliveryMode, Processor, Shorthand, Target,
-};
+use crate::device::interrupt_command::{Command, DeliveryMode, Processor, Target};
+use crate::device::interrupt_route::{Action, Member, route};
 use crate::launch::parameters;
 use crate::processor::{fixup, msr};
 use crate::virt::vmx::control::Exception;
 
-const FIXED_PHYSICAL_MASK: u32 = 0xfff3_2f00;
+/// Bits that a fixed interrupt to a physical destination has clear: delivery and destination mode, the ones that are
+/// reserved or read-only, and the trigger mode. An interrupt that arrives as level-triggered makes its receiver tell all
+/// IOAPICs of its end, which is for pins only.
+const FIXED_PHYSICAL_MASK: u32 = 0xfff3_bf00;
+const ASSERT: u32 = 1 << 14;
 
 /// A fixed interrupt to one CPU of the same cell. `false`: not that simple.
 #[inline(always)]
@@ -72,12 +75,18 @@ pub fn x2apic_register(is_root: bool, number: u32, value: u64) -> Option<Verdict
     })
 }
 
-/// An LVT entry can also raise SMIs and INITs; Linux programs ExtINT at LINT0.
+const LVT_LEVEL_TRIGGERED: u32 = 1 << 15;
+const LVT_MASKED: u32 = 1 << 16;
+
+/// An LVT entry can also raise SMIs and INITs; Linux programs ExtINT at LINT0. What is masked raises nothing. A cell has
+/// edges only: the end of a level-triggered interrupt is broadcast to all IOAPICs with a vector of its choice.
 fn lvt_is_harmless(is_root: bool, value: u32) -> bool {
     let external = 7;
     let mode = (value >> 8) & 7;
-    mode == u32::from(DeliveryMode::Fixed.0)
-        || mode == u32::from(DeliveryMode::Nmi.0)
+    let is_edge = value & LVT_LEVEL_TRIGGERED == 0;
+    value & LVT_MASKED != 0
+        || ((is_root || is_edge)
+            && (mode == u32::from(DeliveryMode::Fixed.0) || mode == u32::from(DeliveryMode::Nmi.0)))
         || (is_root && mode == external)
 }
 
@@ -90,6 +99,10 @@ pub fn xapic_write(cpu: &PerCpu, offset: u16, value: u32) {
         register::LOGICAL_DESTINATION => {
             cpu.shared.logical_id.store(value >> 24, Ordering::Relaxed);
             apic::write_page(offset, value);
+        }
+        register::DESTINATION_FORMAT => {
+            apic::write_page(offset, value);
+            cpu.shared.set_destination_format(apic::read_page(offset));
         }
         register::LVT_LINT0
         | register::LVT_LINT1
@@ -118,85 +131,65 @@ fn xapic_command(cpu: &PerCpu, low: u32) {
     dispatch(cpu, Command::from_xapic(low, high));
 }
 
-fn processor(number: u32, cpu: &cpu::CpuShared) -> Processor {
-    Processor {
-        number,
-        apic_id: cpu.apic_id.load(Ordering::Relaxed),
-        logical_id: cpu.logical_id.load(Ordering::Relaxed) as u8,
-        cluster_model: false,
-        x2apic: cpu.x2apic.load(Ordering::Relaxed),
+fn member(number: u32, cpu: &cpu::CpuShared) -> Member {
+    Member {
+        processor: Processor {
+            number,
+            apic_id: cpu.apic_id.load(Ordering::Relaxed),
+            logical_id: cpu.logical_id.load(Ordering::Relaxed) as u8,
+            cluster_model: cpu.cluster_model.load(Ordering::Relaxed),
+            x2apic: cpu.x2apic.load(Ordering::Relaxed),
+        },
+        cell: cpu.cell.load(Ordering::Relaxed),
+        waits: cpu.waits_for_startup.load(Ordering::Relaxed),
     }
 }
 
 /// Unrolls a command to the CPUs of the sender's cell.
 #[inline(never)]
 fn dispatch(cpu: &PerCpu, command: Command) {
-    if command.is_init_deassert() {
+    if command.target() == Target::Own && command.bits.delivery_mode() == DeliveryMode::Fixed {
+        apic::send_self(cpu.x2apic, command.bits.vector().into());
         return;
     }
-    let target = command.target();
-    if matches!(target, Target::Own) {
-        if command.bits.delivery_mode() == DeliveryMode::Fixed {
-            apic::send_self(cpu.x2apic, command.bits.into_bits());
-        }
-        return;
-    }
-    let mut reached = false;
-    for number in 0..parameters::cpu_count() {
-        let Some(other) = cpu::shared(number) else {
-            break;
-        };
-        if !target.addresses(&processor(number, other), number == cpu.index) {
-            continue;
-        }
-        if other.cell.load(Ordering::Relaxed) != cpu.cell {
-            // All and all-but-self mean the cell's own CPUs: others are none of the sender's business.
-            if !matches!(target, Target::All | Target::AllButOwn) {
-                cpu.counters.count(COUNTER_DROPPED_IPIS);
-            }
-            continue;
-        }
-        reached = true;
-        deliver(cpu, other, command.bits);
-        if command.bits.delivery_mode() == DeliveryMode::LowestPriority {
-            break;
-        }
-    }
-    if !reached && matches!(target, Target::Physical(_)) {
+    let members = (0..parameters::cpu_count())
+        .filter_map(|number| Some(member(number, cpu::shared(number)?)));
+    let dropped = route(command, cpu.index, cpu.cell, members, |target, action| {
+        deliver(cpu, &target.processor, action);
+    });
+    for _ in 0..dropped {
         cpu.counters.count(COUNTER_DROPPED_IPIS);
     }
 }
 
-fn deliver(cpu: &PerCpu, target: &cpu::CpuShared, bits: CommandBits) {
-    let apic_id = target.apic_id.load(Ordering::Relaxed);
-    match bits.delivery_mode() {
-        DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
-            let plain = bits
-                .with_logical(false)
-                .with_shorthand(Shorthand::None)
-                .with_delivery_mode(DeliveryMode::Fixed);
-            apic::send(cpu.x2apic, apic_id, plain.into_bits());
+fn deliver(cpu: &PerCpu, target: &Processor, action: Action) {
+    match action {
+        // The APIC notes an error of its own and sends nothing.
+        Action::IllegalVector(vector) => apic::send_self(cpu.x2apic, vector.into()),
+        Action::Interrupt(vector) if target.number == cpu.index => {
+            apic::send_self(cpu.x2apic, vector.into());
         }
-        DeliveryMode::Nmi => {
-            // An NMI of the guest's own, not a kick: the receiver finds no mark in its mailbox. It needs one to be
-            // virtualized if it hits the hypervisor, which the receiver's NMI handler sees to.
-            apic::kick(cpu, apic_id);
+        Action::Interrupt(vector) => {
+            apic::send(cpu.x2apic, target.apic_id, ASSERT | u32::from(vector));
         }
-        DeliveryMode::Init => post(cpu, target, Events::INIT),
-        DeliveryMode::StartUp => {
-            target
-                .startup_vector
-                .store(u32::from(bits.vector()), Ordering::Release);
+        // An NMI of the guest's own, not a kick: the receiver finds no mark in its mailbox. It needs one to be virtualized
+        // if it hits the hypervisor, which the receiver's NMI handler sees to.
+        Action::Nmi => apic::kick(cpu, target.apic_id),
+        Action::Init => post(cpu, target, Events::INIT),
+        Action::StartUp(vector) => {
+            if let Some(shared) = cpu::shared(target.number) {
+                shared
+                    .startup_vector
+                    .store(u32::from(vector), Ordering::Release);
+            }
             post(cpu, target, Events::STARTUP);
         }
-        // SMIs are not for guests to send.
-        _ => {}
     }
 }
 
-fn post(cpu: &PerCpu, target: &cpu::CpuShared, events: Events) {
-    if target.post(events) {
-        apic::kick(cpu, target.apic_id.load(Ordering::Relaxed));
+fn post(cpu: &PerCpu, target: &Processor, events: Events) {
+    if cpu::shared(target.number).is_some_and(|shared| shared.post(events)) {
+        apic::kick(cpu, target.apic_id);
     }
 }
 
@@ -204,24 +197,37 @@ fn post(cpu: &PerCpu, target: &cpu::CpuShared, events: Events) {
 mod tests {
     use super::*;
 
-    /// SDM, "Local Vector Table": 0 fixed, 2 SMI, 4 NMI, 5 INIT, 7 ExtINT, the others reserved.
+    /// SDM, "Local Vector Table": 0 fixed, 2 SMI, 4 NMI, 5 INIT, 7 ExtINT, the others reserved; bit 15 the trigger mode of
+    /// the pins, bit 16 the mask.
     #[test]
     fn local_vectors_raise_fixed_and_nmi_only_and_external_in_the_root() {
         let all_bits = 0..1u32 << 19;
         for value in all_bits {
             let mode = value / 256 % 8;
+            let is_masked = value / 0x1_0000 % 2 == 1;
+            let is_level = value / 0x8000 % 2 == 1;
             for other in [0, 0xfff8_0000] {
                 let is_one_of = |allowed: &[u32]| allowed.contains(&mode);
                 assert_eq!(
                     lvt_is_harmless(true, value | other),
-                    is_one_of(&[0, 4, 7]),
+                    is_masked || is_one_of(&[0, 4, 7]),
                     "{value:#x}"
                 );
                 assert_eq!(
                     lvt_is_harmless(false, value | other),
-                    is_one_of(&[0, 4]),
+                    is_masked || (is_one_of(&[0, 4]) && !is_level),
                     "{value:#x}"
                 );
+            }
+        }
+    }
+
+    /// What the short way sends as it is goes to one CPU, as a fixed and edge-triggered interrupt.
+    #[test]
+    fn the_short_way_is_for_plain_commands() {
+        for low in (0..1u64 << 32).step_by(0x100).map(|low| low as u32 | 0x40) {
+            if low & (FIXED_PHYSICAL_MASK | 0x000c_0000) == 0 {
+                assert_eq!(low & !ASSERT, 0x40, "{low:#x}");
             }
         }
     }

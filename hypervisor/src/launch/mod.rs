@@ -295,6 +295,8 @@ fn check_processor(cpu: &PerCpu) -> Result<(), Failure> {
         // Linux addresses CPUs by these, and set them long ago.
         let logical = apic::read_page(apic::register::LOGICAL_DESTINATION) >> 24;
         cpu.shared.logical_id.store(logical, Ordering::Release);
+        let format = apic::read_page(apic::register::DESTINATION_FORMAT);
+        cpu.shared.set_destination_format(format);
     }
     Ok(())
 }
