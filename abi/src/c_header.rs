@@ -353,7 +353,7 @@ enumerations! {
         RangePlace, RangeKind, PciConfigurationSize, IoApicPins, HypervisorOnRange, Cpu, DeviceOrder, BarDevice, BarPlace,
         HypervisorOnBar, HypervisorPlace,
     }
-    outcome::Unsupported { Devices, Interrupts, CacheWays, AccessWidths }
+    outcome::Unsupported { Devices, Interrupts, CacheWays }
     outcome::Reason {
         None, ImageInvalid, ImageRevision, ImageVendor, ConfigurationInvalid, ConfigurationRevision,
         ConfigurationChecksum, ConfigurationTooBig, CpuOffline, NoVmx, VmxLockedOff, VmxInUse, HypervisorMemory,

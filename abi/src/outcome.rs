@@ -214,8 +214,6 @@ pub enum Unsupported {
     Interrupts = 2,
     /// Cache ways of a cell.
     CacheWays = 3,
-    /// Regions with access widths.
-    AccessWidths = 4,
 }
 
 /// A failure in numbers, or success with all fields 0.

@@ -484,7 +484,6 @@ fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
                 Unsupported::Devices => "this build gives no PCI functions to cells yet",
                 Unsupported::Interrupts => "this build gives no interrupt lines to cells yet",
                 Unsupported::CacheWays => "this build gives no cache ways to cells yet",
-                Unsupported::AccessWidths => "this build has no regions with access widths yet",
                 _ => "this build can't do what the configuration asks for yet",
             },
             "Take that key out, or use a newer hypervisor.",

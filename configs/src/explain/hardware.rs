@@ -280,13 +280,6 @@ impl Explainer<'_> {
                 places.l3_ways.clone().or_else(|| places.l2_ways.clone()),
                 "cache ways",
             ),
-            Unsupported::AccessWidths => (
-                places
-                    .memory
-                    .iter()
-                    .find_map(|places| places.widths.clone()),
-                "memory regions with access widths",
-            ),
             _ => (None, "something of this"),
         };
         let message = format!("this hypervisor can't give {what} to a cell yet");

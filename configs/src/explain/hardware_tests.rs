@@ -9,7 +9,6 @@ use gaol_abi::config::{
     MSR_ALL_FLAGS, MachineBar, MachineCpu, MachineDevice, MachineRange, MemoryRegion, MsrAccess,
     SYSTEM_DESCRIBES_MACHINE, SYSTEM_STRICT_ROOT,
 };
-use gaol_abi::outcome::Unsupported;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -314,16 +313,8 @@ fn what_the_hypervisor_can_not_do_yet() {
             ("devices", refused("", "[[devices]]\naddress = \"00:03.0\"")),
             ("interrupts", refused("interrupts = [9]", "")),
             ("cache ways", refused("cache-ways = { l3 = [1] }", "")),
-            (
-                "access widths",
-                refused(
-                    "",
-                    "[[memory]]\nname = \"d\"\nkind = \"device\"\nat = 0x800000\nphysical = 0xd0000000\nsize = 16\nwidths = [8]",
-                ),
-            ),
         ]),
     );
-    assert_eq!(Unsupported::AccessWidths.0, 4);
 }
 
 /// The problems of the system file with one piece of text replaced.

@@ -788,7 +788,7 @@ fn what_the_build_cannot_keep_is_told_apart() {
         Some(2)
     );
     assert_eq!(of(|cell| cell.l2_ways = 1), Some(3));
-    assert_eq!(of(|cell| cell.memory[0].flags |= MEMORY_WIDTH_8), Some(4));
+    assert_eq!(of(|cell| cell.memory[0].flags |= MEMORY_WIDTH_8), None);
     assert_eq!(of(|cell| cell.msrs.push(access(0x198, MSR_READ))), None);
 }
 

@@ -24,7 +24,7 @@ mod ports;
 
 use gaol_abi::config::{
     AssignedDevice, Interrupt, MAX_DEVICES, MAX_INTERRUPTS, MAX_MEMORY_REGIONS, MAX_MSRS,
-    MAX_PORT_RANGES, MEMORY_EXECUTE, MEMORY_WIDTHS, MsrAccess, PortRange,
+    MAX_PORT_RANGES, MEMORY_EXECUTE, MsrAccess, PortRange,
 };
 use gaol_abi::outcome::{Reason, Unsupported};
 use gaol_abi::{MAX_CELLS, NAME_LENGTH};
@@ -383,15 +383,12 @@ fn first_of(visit: impl FnOnce(&mut dyn FnMut(Refusal))) -> Result<(), Refusal> 
 #[must_use]
 pub fn unsupported(cell: &CellView<'_>) -> Option<Refusal> {
     let header = cell.header();
-    let mut memory = cell.memory().iter();
     let what = if !cell.devices().is_empty() {
         Unsupported::Devices
     } else if !cell.interrupts().is_empty() {
         Unsupported::Interrupts
     } else if header.l3_ways | header.l2_ways != 0 {
         Unsupported::CacheWays
-    } else if memory.any(|region| region.flags & MEMORY_WIDTHS != 0) {
-        Unsupported::AccessWidths
     } else {
         return None;
     };

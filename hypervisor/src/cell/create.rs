@@ -15,7 +15,7 @@ use gaol_config::ledger::CellId;
 
 use super::communication::Communication;
 use super::lifecycle::{self, ROOT, flush_root};
-use super::{Cell, Phase, Scrub, confinement, published};
+use super::{Cell, Phase, Scrub, confinement, parts, published};
 use crate::cpu::PerCpu;
 use crate::error::{Blame, Failure};
 use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
@@ -137,6 +137,7 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
     let claimed = ledger.claim(id, &view).map_err(refused);
     let joined = claimed.and_then(|()| {
         publish(id, &cell, &view);
+        parts::publish(id.0, &cell)?;
         lifecycle::update_foreign(cells, Some(&cell))?;
         lifecycle::move_cpus(cpu, &cell, id.0, low_page, machinery)
     });
@@ -245,6 +246,9 @@ fn memory_type(flags: u64) -> MemoryType {
 
 fn map_memory(machinery: &mut Machinery, cell: &mut Cell) -> Result<(), Failure> {
     for (index, region) in cell.memory.iter().take(cell.memory_count).enumerate() {
+        if parts::has_widths(region) {
+            continue;
+        }
         let physical = if region.flags & MEMORY_COMMUNICATION != 0 {
             let frame = zeroed_frame(&mut machinery.pool)?;
             cell.communication = Some(Communication::new(frame));
@@ -296,13 +300,7 @@ fn carve(machinery: &mut Machinery, cpu: &PerCpu, cell: &mut Cell) -> Result<(),
         if !taken_from_root(region) || cell.is_in_use(index) {
             continue;
         }
-        let carved = root_range(region).and_then(|range| {
-            machinery
-                .root_ept
-                .map_hole(&mut PoolTables(&mut machinery.pool), range)
-                .map_err(map_failure)
-        });
-        match carved {
+        match carve_region(machinery, region) {
             Ok(more) => flush = flush.and(more),
             Err(failure) => {
                 flush = flush.and(return_memory(machinery, cell, index)?);
@@ -323,6 +321,16 @@ fn carve(machinery: &mut Machinery, cpu: &PerCpu, cell: &mut Cell) -> Result<(),
     Ok(())
 }
 
+fn carve_region(machinery: &mut Machinery, region: &MemoryRegion) -> Result<Flush, Failure> {
+    if parts::is_part(region) {
+        return parts::take(machinery, region);
+    }
+    machinery
+        .root_ept
+        .map_hole(&mut PoolTables(&mut machinery.pool), root_range(region)?)
+        .map_err(map_failure)
+}
+
 /// A region as a range of the root's guest-physical memory, which is host-physical.
 pub fn root_range(region: &MemoryRegion) -> Result<Range<GuestPhysical>, Failure> {
     Range::new(GuestPhysical::new(region.physical), region.size)
@@ -338,9 +346,14 @@ pub fn return_memory(
 ) -> Result<Flush, Failure> {
     let mut flush = Flush::Nothing;
     for (index, region) in cell.regions().enumerate().take(count) {
-        if taken_from_root(region) && !cell.is_in_use(index) {
-            flush = flush.and(map_to_root(machinery, region, false)?);
+        if !taken_from_root(region) || cell.is_in_use(index) {
+            continue;
         }
+        flush = flush.and(if parts::is_part(region) {
+            parts::give(machinery, region)?
+        } else {
+            map_to_root(machinery, region, false)?
+        });
     }
     Ok(flush)
 }
@@ -383,7 +396,10 @@ pub fn map_to_root(
         flush = flush.and(done.map_err(map_failure)?);
         at = at.saturating_add(length);
     }
-    Ok(flush)
+    if keep_tables {
+        return Ok(flush);
+    }
+    Ok(flush.and(parts::return_moderated(machinery, region.physical, end)?))
 }
 
 /// Takes the cell's ports from the root, or gives them back. The processor reads the bitmap at each access.
@@ -433,10 +449,12 @@ fn undo(machinery: &mut Machinery, cpu: &PerCpu, cell: Cell, low_page: &mut [u8;
 /// Makes retired frames free and publishes the pool's figures. Every CPU has flushed since the last change.
 pub fn settle(machinery: &mut Machinery) {
     machinery.pool.reclaim();
+    parts::settle(machinery);
     system::publish_pool(&machinery.pool);
 }
 
-/// Bit n: region n of `cell`, which has the number `id`, is one that another cell has as well.
+/// Bit n: region n of `cell`, which has the number `id`, is one that another cell has as well, or is in a page that another
+/// cell has a part of as well.
 pub fn used_by_others(cells: &[Option<Cell>; MAX_CELLS], id: usize, cell: &Cell) -> u64 {
     let is_shared =
         |region: &MemoryRegion| region.flags & (MEMORY_ROOT_SHARED | MEMORY_SHARED) != 0;
@@ -444,13 +462,16 @@ pub fn used_by_others(cells: &[Option<Cell>; MAX_CELLS], id: usize, cell: &Cell)
     for (index, region) in cell
         .regions()
         .enumerate()
-        .filter(|(_, region)| is_shared(region))
+        .filter(|(_, region)| is_shared(region) || parts::is_part(region))
     {
         let others = cells.iter().enumerate().filter(|(other, _)| *other != id);
         let mut regions = others
             .filter_map(|(_, cell)| cell.as_ref())
             .flat_map(Cell::regions);
-        if regions.any(|other| is_shared(other) && other.physical == region.physical) {
+        let is_same = |other: &MemoryRegion| {
+            is_shared(other) && is_shared(region) && other.physical == region.physical
+        };
+        if regions.any(|other| is_same(other) || parts::are_in_one_page(other, region)) {
             bits |= 1u64.checked_shl(index as u32).unwrap_or(0);
         }
     }

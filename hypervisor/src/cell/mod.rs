@@ -8,6 +8,7 @@ pub mod confinement;
 pub mod create;
 pub mod lifecycle;
 pub mod moderated;
+pub mod parts;
 pub mod restart;
 pub mod root;
 

@@ -4,8 +4,10 @@
 //! cells have, and what the hypervisor moderates for it: interrupt controllers, PCI configuration space, IOMMUs. It keeps
 //! memory that firmware shares with its devices, too.
 
-use gaol_abi::config::{MSR_WRITE, RANGE_RAM};
+use gaol_abi::config::{MSR_WRITE, MemoryRegion, RANGE_RAM};
 use gaol_config::SystemView;
+
+use super::parts;
 
 /// What the configuration says of the root cell.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +30,13 @@ impl<'a> RootShare<'a> {
         self.strict.is_some()
     }
 
-    /// Whether the root may have the memory at `at`, and for how many bytes, at most `most`, the same is true.
+    /// Registers that a strict root reaches through the hypervisor only.
+    pub fn moderated(&self) -> impl Iterator<Item = &'a MemoryRegion> + use<'a> {
+        let listed = self.strict.map_or(&[][..], |view| view.root_memory());
+        listed.iter().filter(|region| parts::has_widths(region))
+    }
+
+    /// Whether the root may have the memory at `at` mapped, and for how many bytes, at most `most`, the same is true.
     #[must_use]
     pub fn run(&self, at: u64, most: u64) -> (bool, u64) {
         let Some(view) = self.strict else {
@@ -37,14 +45,15 @@ impl<'a> RootShare<'a> {
         let listed = view
             .root_memory()
             .iter()
+            .filter(|region| !parts::has_widths(region))
             .map(|region| (region.physical, region.size));
-        let moderated = view
+        let others = view
             .ranges()
             .iter()
             .filter(|range| range.kind != RANGE_RAM)
             .map(|range| (range.physical, range.size));
         let mut to_next = most;
-        for (start, size) in listed.chain(moderated) {
+        for (start, size) in listed.chain(others) {
             let into = at.wrapping_sub(start);
             if into < size {
                 return (true, size.wrapping_sub(into).min(most));
@@ -85,7 +94,7 @@ mod tests {
     use std::vec::Vec;
 
     use gaol_abi::config::{
-        MSR_READ, MachineRange, MemoryRegion, MsrAccess, PortRange, RANGE_PCI_CONFIGURATION,
+        MEMORY_WIDTH_32, MSR_READ, MachineRange, MsrAccess, PortRange, RANGE_PCI_CONFIGURATION,
         SYSTEM_STRICT_ROOT,
     };
     use gaol_config::encode::{self, Binary};
@@ -94,6 +103,15 @@ mod tests {
     use super::*;
 
     fn system(strict: bool, memory: &[(u64, u64)], ranges: &[(u64, u64, u16)]) -> Binary {
+        system_with(strict, memory, ranges, 3)
+    }
+
+    fn system_with(
+        strict: bool,
+        memory: &[(u64, u64)],
+        ranges: &[(u64, u64, u16)],
+        flags: u64,
+    ) -> Binary {
         let mut system = encode::System::default();
         system.header.name = encode::name("root").unwrap();
         system.header.hypervisor_size = 4 << 20;
@@ -107,7 +125,7 @@ mod tests {
                 physical: *physical,
                 guest: *physical,
                 size: *size,
-                flags: 3,
+                flags,
             })
             .collect();
         system.ranges = ranges
@@ -159,6 +177,28 @@ mod tests {
         assert_eq!(share.write_mask(0x1a0), 0);
         assert_eq!(share.write_mask(0x1b0), 0xf);
         assert_eq!(share.write_mask(0x79), 0);
+    }
+
+    #[test]
+    fn registers_with_access_widths_are_not_mapped() {
+        let whole = system(true, &[(0x8000, 0x1000)], &[]);
+        let share = RootShare::new(SystemView::parse(whole.bytes()).unwrap());
+        assert_eq!(share.run(0x8000, 0x1000), (true, 0x1000));
+        assert_eq!(share.moderated().count(), 0);
+        for strict in [false, true] {
+            let part = system_with(strict, &[(0x8010, 0x10)], &[], 3 | MEMORY_WIDTH_32);
+            let share = RootShare::new(SystemView::parse(part.bytes()).unwrap());
+            assert_eq!(share.run(0x8000, 0x1000), (!strict, 0x1000));
+            let found: Vec<u64> = share.moderated().map(|region| region.physical).collect();
+            assert_eq!(
+                found,
+                if strict {
+                    Vec::from([0x8010])
+                } else {
+                    Vec::new()
+                }
+            );
+        }
     }
 
     proptest! {

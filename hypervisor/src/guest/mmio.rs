@@ -56,6 +56,7 @@ fn with_registers<R>(
             size: range.size,
             widths,
             writable,
+            is_root: cpu.is_root,
         }),
         What::Remainder => run(&mut Remainder {
             windows: cpu.windows,
@@ -71,12 +72,17 @@ struct Part {
     size: u64,
     widths: u8,
     writable: bool,
+    is_root: bool,
 }
 
 impl Part {
     fn check(&self, offset: u64, width: u8) -> Result<HostPhysical, Refused> {
         check_part(offset, width, self.size, self.widths)?;
         let at = self.physical.as_u64().wrapping_add(offset);
+        // What is listed for a strict root can still be given to a cell.
+        if self.is_root {
+            check_roots(at, width)?;
+        }
         Ok(HostPhysical::new(at))
     }
 }
@@ -121,14 +127,20 @@ struct Remainder {
 
 impl Remainder {
     fn check(&self, offset: u64, width: u8) -> Result<HostPhysical, Refused> {
-        let bytes = u64::from(width);
         let at = self.start.wrapping_add(offset);
-        let is_inside = offset.wrapping_add(bytes) <= 4096;
-        let is_roots = (0..bytes).all(|byte| system::is_roots(at.wrapping_add(byte)));
-        (is_inside && is_roots)
-            .then_some(HostPhysical::new(at))
-            .ok_or(Refused)
+        if offset.wrapping_add(u64::from(width)) > 4096 {
+            return Err(Refused);
+        }
+        check_roots(at, width)?;
+        Ok(HostPhysical::new(at))
     }
+}
+
+/// Whether no byte at `at` is a cell's.
+fn check_roots(at: u64, width: u8) -> Result<(), Refused> {
+    let mut bytes = 0..u64::from(width);
+    let is_roots = bytes.all(|byte| system::is_roots(at.wrapping_add(byte)));
+    is_roots.then_some(()).ok_or(Refused)
 }
 
 impl Registers for Remainder {

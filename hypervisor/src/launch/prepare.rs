@@ -10,7 +10,7 @@ use gaol_config::ledger::Machine;
 
 use super::private_table::APIC_PHYSICAL;
 use crate::cell::root::RootShare;
-use crate::cell::{confinement, lifecycle, published};
+use crate::cell::{confinement, lifecycle, parts, published};
 use crate::error::Failure;
 use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
@@ -201,6 +201,7 @@ fn root_ept(
         done.map_err(map_failure)?.ignore();
         at = at.saturating_add(length);
     }
+    parts::prepare_root(share, &mut ept, tables)?;
     let read_only = |kind| Attributes::new(Access::READ, kind);
     ept.map(
         tables,

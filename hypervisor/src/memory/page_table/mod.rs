@@ -313,6 +313,18 @@ impl<F: Format> PageTable<F> {
         self.change(tables, range, Content::Empty, Merge::Merge)
     }
 
+    /// As [`Self::unmap`], but no table goes, so that the next [`Self::map`] of the range needs no frames.
+    ///
+    /// # Errors
+    /// See [`MapError`].
+    pub fn unmap_keeping_tables<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        range: Range<F::Input>,
+    ) -> Result<Flush, MapError> {
+        self.change(tables, range, Content::Empty, Merge::KeepTables)
+    }
+
     /// Frames that [`Self::map`] would take now.
     ///
     /// # Errors

@@ -112,6 +112,7 @@ fn guest_range(start: u64, size: u64) -> GuestRange {
 fn make(table: &mut PageTable<Ept>, arena: &mut Arena, change: Change) -> Result<Flush, MapError> {
     let range = guest_range(change.start, change.size);
     match change.held {
+        Held::Nothing if change.keep => table.unmap_keeping_tables(arena, range),
         Held::Nothing => table.unmap(arena, range),
         Held::Hole => table.map_hole(arena, range),
         Held::Memory(physical, attributes) if change.keep => {
@@ -355,6 +356,33 @@ proptest! {
         table.destroy(&mut arena);
         arena.reclaim();
         prop_assert_eq!(arena.in_use(), 0);
+    }
+
+    #[test]
+    fn what_was_unmapped_page_by_page_can_be_mapped_without_frames(
+        limits in limits(),
+        first in 0u64..2,
+        pages in prop::collection::vec(0u64..1024, 1..40),
+        all in any::<bool>(),
+    ) {
+        let mut arena = Arena::new(PLENTY);
+        let mut table = new_table(&mut arena, limits);
+        let attributes = Attributes::new(Access::READ | Access::WRITE, MemoryType::Uncacheable);
+        let base = first << 30;
+        let memory = guest_range(base, 4 << 20);
+        table.map(&mut arena, memory, HostPhysical::new(base), attributes).unwrap().ignore();
+        let pages: Vec<u64> = if all { (0..1024).collect() } else { pages };
+        for page in &pages {
+            let at = base + (page << 12);
+            table.unmap_keeping_tables(&mut arena, guest_range(at, 4096)).unwrap().ignore();
+            prop_assert_eq!(table.lookup(&arena, GuestPhysical::new(at)), None);
+        }
+        for page in pages {
+            let at = base + (page << 12);
+            let (range, physical) = (guest_range(at, 4096), HostPhysical::new(at));
+            prop_assert_eq!(table.frames_for_map(&mut arena, range, physical, attributes), Ok(0));
+            table.map(&mut arena, range, physical, attributes).unwrap().ignore();
+        }
     }
 
     #[test]
