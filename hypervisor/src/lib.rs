@@ -28,6 +28,7 @@ pub mod launch;
 pub mod memory;
 pub mod processor;
 pub mod region;
+pub mod set_once;
 pub mod system;
 pub mod trace;
 pub mod virt;

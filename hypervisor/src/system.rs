@@ -23,6 +23,7 @@ use crate::memory::page_table::{
     TableMemory, Tables,
 };
 use crate::region::{self, LinearTables};
+use crate::set_once::SetOnce;
 use crate::trace::public;
 
 /// What exists from the launch on.
@@ -173,11 +174,11 @@ pub struct Far {
     pub scratch: Scratch,
 }
 
-static FAR: spin::Once<Far> = spin::Once::new();
+static FAR: SetOnce<Far> = SetOnce::new();
 
 /// Sets what [`far`] returns, once at launch.
 pub fn set_far(far: Far) {
-    FAR.call_once(|| far);
+    FAR.set(far);
 }
 
 /// See [`Far`].
@@ -186,11 +187,11 @@ pub fn far() -> Option<&'static Far> {
     FAR.get()
 }
 
-static ROOT_SHARE: spin::Once<RootShare<'static>> = spin::Once::new();
+static ROOT_SHARE: SetOnce<RootShare<'static>> = SetOnce::new();
 
 /// Sets what [`root_share`] returns, once at launch.
 pub fn set_root_share(share: RootShare<'static>) {
-    ROOT_SHARE.call_once(|| share);
+    ROOT_SHARE.set(share);
 }
 
 /// What the root may have.

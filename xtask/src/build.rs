@@ -11,6 +11,9 @@ use gaol_tests::artefacts;
 use gaol_tests::kernel::Kernel;
 
 use crate::flatten;
+use crate::image::Image;
+use crate::image::check::{STACK, check};
+use crate::image::symbols::symbol_file;
 use crate::process;
 use crate::progress::Progress;
 use crate::toolchain::{STATIC_HOST, Toolchain, cargo, cargo_target};
@@ -76,9 +79,32 @@ pub fn hypervisor(toolchain: &Toolchain) -> Result<()> {
     build.args(["--package", "gaol-hypervisor", "--bin", "gaol-vmx"]);
     build.args(["--features", "image,vmx", "--profile", "image"]);
     process::run("build-hypervisor", &mut build)?;
-    let image = flatten::hypervisor(&read(&toolchain.image("gaol-vmx"))?)
-        .context("the hypervisor's image is not as agreed")?;
-    store("gaol-vmx.bin", &image)
+    let elf = read(&toolchain.image("gaol-vmx"))?;
+    let image = flatten::hypervisor(&elf).context("the hypervisor's image is not as agreed")?;
+    store("gaol-vmx.bin", &image)?;
+    let symbols = symbol_file(&Image::read(&elf).context("the hypervisor has no symbols")?);
+    store("gaol-vmx.sym", symbols.as_bytes())
+}
+
+/// Builds the hypervisor's image and looks for what it must not have: see [`crate::image::check`].
+///
+/// # Errors
+/// When it does not build, can panic, calls by pointers that nobody has explained, or needs too much stack.
+pub fn inspect(toolchain: &Toolchain) -> Result<()> {
+    hypervisor(toolchain)?;
+    let report = check(&read(&toolchain.image("gaol-vmx"))?)?;
+    let text = format!(
+        "functions behind a VM exit: {}\nstack of the exit path: {} bytes of {STACK}: {}\n\
+         stack of an exception: {} bytes\nstack of the launch: {} bytes\n",
+        report.exit_functions,
+        report.exit_stack.0,
+        report.exit_stack.1.join(" → "),
+        report.exception_stack,
+        report.launch_stack,
+    );
+    let directory = artefacts::target().join("logs");
+    fs::create_dir_all(&directory).context("cannot create target/logs")?;
+    fs::write(directory.join("image.log"), text).context("cannot write the report")
 }
 
 /// The cells' images.

@@ -8,6 +8,7 @@ mod build;
 mod demo;
 mod flatten;
 mod fuzz;
+mod image;
 mod process;
 mod progress;
 mod setup;

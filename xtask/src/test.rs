@@ -101,6 +101,10 @@ const HOST_STEPS: &[HostStep] = &[
         run: |_| Ok(count_of(build::module())),
     },
     HostStep {
+        name: "host/image",
+        run: |toolchain| Ok(count_of(build::inspect(toolchain))),
+    },
+    HostStep {
         name: "host/tests",
         run: |_| {
             let ended = process::run_to_end(

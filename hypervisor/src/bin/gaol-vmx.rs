@@ -42,6 +42,15 @@ global_asm!(
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    gaol_hypervisor::trace::console::report(info);
+    let (file, line) = info
+        .location()
+        .map_or(("?", 0), |place| (place.file(), place.line()));
+    gaol_hypervisor::trace::console::line()
+        .text("Gaol: panic at ")
+        .text(file)
+        .text(":")
+        .number(u64::from(line))
+        .text(": this CPU stops")
+        .end();
     gaol_hypervisor::processor::halt_for_ever()
 }

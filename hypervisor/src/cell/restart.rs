@@ -146,13 +146,16 @@ impl Tables {
     }
 }
 
-fn trampoline(values: [u64; 3]) -> Option<[u8; 4096]> {
+/// Room for the trampoline's code and values.
+const TRAMPOLINE_BYTES: usize = 256;
+
+fn trampoline(values: [u64; 3]) -> Option<[u8; TRAMPOLINE_BYTES]> {
     let start = &raw const gaol_trampoline as u64;
     let length = (&raw const gaol_trampoline_end as u64).checked_sub(start)?;
     let values_at = (&raw const gaol_trampoline_values as u64).checked_sub(start)?;
     // SAFETY: the bytes between the two symbols are in this image's read-only data.
     let code = unsafe { core::slice::from_raw_parts(start as *const u8, length as usize) };
-    let mut page = [0; 4096];
+    let mut page = [0; TRAMPOLINE_BYTES];
     page.get_mut(..code.len())?.copy_from_slice(code);
     for (index, value) in values.iter().enumerate() {
         let at = (values_at as usize).checked_add(index.checked_mul(8)?)?;
@@ -205,7 +208,7 @@ pub fn restart(
     };
     let place = HostPhysical::new(low_page);
     cpu.windows.read_page(place, saved);
-    cpu.windows.write_page(place, &page);
+    cpu.windows.write(place, &page);
     let apic_id = target.apic_id.load(Ordering::Relaxed);
     apic::send_init(cpu, apic_id);
     settle();
@@ -226,7 +229,7 @@ pub fn restart(
         }
         pause();
     }
-    cpu.windows.write_page(place, saved);
+    cpu.windows.write(place, saved);
     tables.release(machinery);
     public::set_restart_cycles(time_stamp().wrapping_sub(begin));
     outcome

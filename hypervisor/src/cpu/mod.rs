@@ -22,6 +22,7 @@ use crate::launch::saved::Saved;
 use crate::memory::address::HostPhysical;
 use crate::processor::tables::{DescriptorTables, ExceptionFrame};
 use crate::processor::{self, halt_for_ever};
+use crate::trace::console;
 use crate::trace::public::CpuCounters;
 
 /// Where each CPU finds its private data: in the same page directory as the image.
@@ -245,13 +246,16 @@ pub fn by_apic_id(apic_id: u32) -> Option<&'static CpuShared> {
 
 /// Reports an exception of the hypervisor itself and stops this CPU for good; the others go on.
 pub fn stop_after_exception(frame: &ExceptionFrame) -> ! {
-    log::error!(
-        "hypervisor exception {} (error code {:#x}) at {:#x}, stack {:#x}, CR2 {:#x}: this CPU stops",
-        frame.vector,
-        frame.error_code,
-        frame.rip,
-        frame.rsp,
-        processor::read_cr2()
-    );
+    console::line()
+        .text("Gaol: exception ")
+        .number(frame.vector)
+        .text(" (error code ")
+        .hexadecimal(frame.error_code)
+        .text(") at ")
+        .hexadecimal(frame.rip)
+        .text(", CR2 ")
+        .hexadecimal(processor::read_cr2())
+        .text(": this CPU stops")
+        .end();
     halt_for_ever()
 }

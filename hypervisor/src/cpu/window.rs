@@ -181,11 +181,13 @@ impl Windows {
         unsafe { ((self.open(0, physical) & !7) as *mut u64).write_volatile(value) };
     }
 
-    /// Writes the page at `physical` from `source` (the trampoline's page).
-    pub fn write_page(&self, physical: HostPhysical, source: &[u8; 4096]) {
+    /// Writes the start of the page at `physical` (the trampoline's page).
+    pub fn write(&self, physical: HostPhysical, source: &[u8]) {
         let at = self.open(1, physical) & !0xfff;
-        // SAFETY: a whole page that the window maps; the caller owns it for the moment.
-        unsafe { core::ptr::copy_nonoverlapping(source.as_ptr(), at as *mut u8, source.len()) };
+        // SAFETY: no more than the page that the window maps; the caller owns it for the moment.
+        unsafe {
+            core::ptr::copy_nonoverlapping(source.as_ptr(), at as *mut u8, source.len().min(4096))
+        };
     }
 
     /// Copies a whole page out.

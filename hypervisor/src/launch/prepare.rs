@@ -38,7 +38,6 @@ fn refused(refusal: Refusal) -> Failure {
 pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
     let config = config(parameters)?;
     let view = SystemView::parse(config).map_err(refused)?;
-    console::start();
     let header = view.header();
     if header.console_kind == CONSOLE_UART_PORT
         && let Some(port) = view.console_port()
@@ -46,7 +45,11 @@ pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
         console::use_uart(port, header.console_divisor as u16);
     }
     let image = super::parameters::image();
-    log::info!("Gaol: taking over {} CPUs", parameters.cpu_count);
+    console::line()
+        .text("Gaol: taking over ")
+        .number(u64::from(parameters.cpu_count))
+        .text(" CPUs")
+        .end();
     let mut pool = pool(parameters)?;
     let memory_types = memory_types()?;
     let controls = Controls::detect(read_msr)?;

@@ -1,9 +1,8 @@
 //! The console: a ring that the root reads, and a 16550.
 //!
 //! Characters go into the ring without a lock: a writer takes the next place and then fills it, so no guest can delay
-//! another by printing. Text is formatted at launch and in the management path only.
+//! another by printing. Text is put together at launch and when something is wrong, by [`Line`].
 
-use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use gaol_abi::public::{RING_OFFSET, RING_TEXT, RING_TEXT_OFFSET};
@@ -102,45 +101,87 @@ pub fn put(byte: u8) {
     put_uart(byte);
 }
 
-struct Console;
+/// A line of text, put together piece by piece and ended by [`Self::end`].
+///
+/// In place of `core::fmt`, which holds calls of panic functions and calls by pointer, and is larger than all texts that
+/// the hypervisor has: this can be called where no panic may be reached.
+#[derive(Debug)]
+#[must_use = "a line is ended by `end`"]
+pub struct Line(());
 
-impl Write for Console {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
+/// Starts a line.
+pub fn line() -> Line {
+    Line(())
+}
+
+impl Line {
+    /// Adds text.
+    pub fn text(self, text: &str) -> Self {
         text.bytes().for_each(put);
-        Ok(())
+        self
+    }
+
+    /// Adds a decimal number.
+    pub fn number(self, value: u64) -> Self {
+        digits(value, 10, &mut put);
+        self
+    }
+
+    /// Adds a hexadecimal number with its prefix.
+    pub fn hexadecimal(self, value: u64) -> Self {
+        put(b'0');
+        put(b'x');
+        digits(value, 16, &mut put);
+        self
+    }
+
+    /// Ends the line.
+    pub fn end(self) {
+        put(b'\n');
     }
 }
 
-struct Logger;
-
-impl log::Log for Logger {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::Level::Info
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
-            // Writing to the ring can't fail.
-            let _ = writeln!(Console, "{}", record.args());
+/// The digits of `value` to the base 10 or 16, the highest first.
+fn digits(value: u64, base: u64, put: &mut impl FnMut(u8)) {
+    let mut reversed = [0u8; 20];
+    let mut count = 0usize;
+    let mut rest = value;
+    for place in &mut reversed {
+        let digit = rest.checked_rem(base).unwrap_or(0) as u8;
+        *place = match digit {
+            0..10 => digit.wrapping_add(b'0'),
+            _ => digit.wrapping_sub(10).wrapping_add(b'a'),
+        };
+        count = count.wrapping_add(1);
+        rest = rest.checked_div(base).unwrap_or(0);
+        if rest == 0 {
+            break;
         }
     }
-
-    fn flush(&self) {}
+    for digit in reversed.iter().take(count).rev() {
+        put(*digit);
+    }
 }
 
-/// Reports a panic. Not by `{info}`: that would be the only use of padded strings in the image, a KiB of code.
-pub fn report(info: &core::panic::PanicInfo<'_>) {
-    let (file, line) = info
-        .location()
-        .map_or(("?", 0), |place| (place.file(), place.line()));
-    let _ = Console.write_str("Gaol: panic at ");
-    let _ = Console.write_str(file);
-    let _ = writeln!(Console, ":{line}: {}: this CPU stops", info.message());
-}
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
 
-/// Sends the `log` macros to the console.
-pub fn start() {
-    // A second launch in one boot starts from a fresh image, so it is the first caller in each.
-    let _ = log::set_logger(&Logger);
-    log::set_max_level(log::LevelFilter::Info);
+    use super::*;
+
+    fn written(value: u64, base: u64) -> String {
+        let mut text = String::new();
+        digits(value, base, &mut |digit| text.push(char::from(digit)));
+        text
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_read_as_the_standard_library_writes_them(value: u64, shift in 0u32..64) {
+            for value in [value >> shift, 0, u64::MAX] {
+                prop_assert_eq!(written(value, 10), value.to_string());
+                prop_assert_eq!(written(value, 16), format!("{value:x}"));
+            }
+        }
+    }
 }

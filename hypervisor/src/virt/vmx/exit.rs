@@ -19,6 +19,7 @@ use crate::cpu::{Activity, PerCpu, events};
 use crate::error::Failure;
 use crate::guest::{Verdict, control_register, cpuid, fault, memory, msr, port};
 use crate::processor::{self, halt_for_ever};
+use crate::trace::console;
 use crate::{hypercall, launch};
 
 /// Result of [`exit_fast`]: back to the guest.
@@ -271,10 +272,13 @@ fn entry_failure(cpu: &mut PerCpu, reason: u32) -> Verdict {
         launch::roll_back(cpu, LaunchStep::FirstExit, &failure);
     }
     if cpu.is_root {
-        log::error!(
-            "CPU {}: Linux reached a state that the processor does not enter ({reason:#x}): it stops",
-            cpu.index
-        );
+        console::line()
+            .text("Gaol: CPU ")
+            .number(u64::from(cpu.index))
+            .text(": Linux reached a state that the processor does not enter (")
+            .hexadecimal(u64::from(reason))
+            .text("): it stops")
+            .end();
         crate::trace::public::set_state(cpu.index, CpuState::Failed, cpu.cell);
         halt_for_ever();
     }
@@ -291,10 +295,13 @@ pub extern "sysv64" fn entry_failed(cpu: &mut PerCpu) -> ! {
             &Failure::gaol(Reason::EntryFailed, error),
         );
     }
-    log::error!(
-        "CPU {}: VM entry failed with VM-instruction error {error}: this CPU stops",
-        cpu.index
-    );
+    console::line()
+        .text("Gaol: CPU ")
+        .number(u64::from(cpu.index))
+        .text(": VM entry failed with VM-instruction error ")
+        .number(error)
+        .text(": it stops")
+        .end();
     crate::trace::public::set_state(cpu.index, CpuState::Failed, cpu.cell);
     halt_for_ever()
 }
