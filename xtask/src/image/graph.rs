@@ -297,7 +297,9 @@ impl<'a> Reader<'a> {
         let slot = match instruction.op0_kind() {
             OpKind::Memory => Some(instruction),
             // The nearest load of the register before.
-            _ => self.last_write(position, instruction.op0_register()),
+            _ => self
+                .last_write(position, instruction.op0_register())
+                .map(|index| self.instructions[index]),
         };
         let function = slot
             .and_then(|load| fixed_address(&load))
@@ -312,11 +314,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The last instruction before `position`, in the order of the text, that writes the register.
-    fn last_write(&self, position: usize, register: Register) -> Option<Instruction> {
+    /// Index of the last instruction before `position`, in the order of the text, that writes the register.
+    fn last_write(&self, position: usize, register: Register) -> Option<usize> {
         let mut factory = InstructionInfoFactory::new();
-        let before = &self.instructions[..position];
-        before.iter().rev().copied().find(|instruction| {
+        (0..position).rev().find(|index| {
+            let instruction = &self.instructions[*index];
             let writes = factory
                 .info(instruction)
                 .used_registers()
@@ -338,15 +340,17 @@ impl<'a> Reader<'a> {
         if jump.op0_kind() != OpKind::Register {
             return false;
         }
-        let Some(add) = self.last_write(position, jump.op0_register()) else {
+        let Some(added) = self.last_write(position, jump.op0_register()) else {
             return false;
         };
+        let add = self.instructions[added];
         if add.mnemonic() != Mnemonic::Add || add.op1_kind() != OpKind::Register {
             return false;
         }
         let base = add.op1_register();
         let Some(table) = self
-            .last_write(position, base)
+            .last_write(added, base)
+            .map(|index| self.instructions[index])
             .filter(|lea| lea.mnemonic() == Mnemonic::Lea)
             .and_then(|lea| fixed_address(&lea))
         else {

@@ -165,6 +165,8 @@ fn jump_tables_are_followed_and_other_pointers_are_not_trusted() {
         assembler.lea(rcx, qword_ptr(DATA)).unwrap();
         assembler.movsxd(rax, dword_ptr(rcx + rax * 4)).unwrap();
         assembler.add(rax, rcx).unwrap();
+        // The table's address is not needed any more.
+        assembler.mov(rcx, 5u64).unwrap();
         assembler.jmp(rax).unwrap();
         assembler.call(at(1)).unwrap();
         assembler.ret().unwrap();
