@@ -19,8 +19,17 @@ use super::Image;
 pub struct Indirect {
     /// Where it stands.
     pub at: u64,
-    /// The operand, as far as it tells a reader something.
-    pub operand: String,
+    /// Bytes of the function's stack that are in use then, with the return address of a call.
+    pub depth: u64,
+}
+
+/// Where calls and jumps by pointer of one function lead to, as someone has found out who read it.
+#[derive(Clone, Copy, Debug)]
+pub struct Explained {
+    /// Last parts of the function's name.
+    pub name: &'static str,
+    /// What the names of the functions contain that it may lead to; `None`: to none, for this reason.
+    pub to: Result<&'static str, &'static str>,
 }
 
 /// What a function leads to.
@@ -59,6 +68,34 @@ impl Graph {
             nodes.push(Reader::new(image, index)?.read()?);
         }
         Ok(Self { nodes })
+    }
+
+    /// Puts calls in place of what is explained.
+    ///
+    /// # Errors
+    /// When an explanation is about nothing, or leads to nothing.
+    pub fn explain(&mut self, explained: &[Explained]) -> Result<()> {
+        for Explained { name, to } in explained {
+            let Some(function) = self.find(name) else {
+                bail!("there is no function {name} to be explained");
+            };
+            let Ok(part) = to else {
+                self.nodes[function].indirect.clear();
+                continue;
+            };
+            let targets: Vec<usize> = (0..self.nodes.len())
+                .filter(|target| self.nodes[*target].name.contains(part))
+                .collect();
+            ensure!(!targets.is_empty(), "no function has {part} in its name");
+            let node = &mut self.nodes[function];
+            let depth = node.indirect.iter().map(|indirect| indirect.depth).max();
+            for target in targets {
+                let before = node.calls.entry(target).or_default();
+                *before = depth.unwrap_or_default().max(*before);
+            }
+            node.indirect.clear();
+        }
+        Ok(())
     }
 
     /// Number of the function of that name: all of it, or its last parts.
@@ -309,7 +346,7 @@ impl<'a> Reader<'a> {
             Some(function) => self.call(function, depth),
             None => self.node.indirect.push(Indirect {
                 at: instruction.ip(),
-                operand: format!("{:?}", instruction.op0_kind()),
+                depth,
             }),
         }
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use iced_x86::code_asm::*;
 
 use super::check::{is_panic, no_panic, no_unexplained};
-use super::graph::Graph;
+use super::graph::{Explained, Graph};
 use super::symbols::symbol_file;
 use super::{Image, Symbol};
 
@@ -152,10 +152,7 @@ fn jumps_slots_and_addresses_lead_on() {
             .word(0, at(1))
             .graph();
         assert!(no_panic(&graph, &[0], "it").is_err(), "way {index}");
-        assert!(
-            no_unexplained(&graph, &[0], &[], "it").is_ok(),
-            "way {index}"
-        );
+        assert!(no_unexplained(&graph, &[0], "it").is_ok(), "way {index}");
     }
 }
 
@@ -180,22 +177,52 @@ fn jump_tables_are_followed_and_other_pointers_are_not_trusted() {
     assert!(graph.nodes[0].indirect.is_empty());
     assert!(graph.nodes[0].calls.contains_key(&1));
     // A table without an entry into the function is none.
-    let graph = Builder::new()
+    let mut graph = Builder::new()
         .function("vm_exit", table)
         .function("other", ends)
         .graph();
-    let error = no_unexplained(&graph, &[0], &[], "it")
-        .unwrap_err()
-        .to_string();
+    let error = no_unexplained(&graph, &[0], "it").unwrap_err().to_string();
     assert!(error.contains("vm_exit"), "{error}");
-    assert!(no_unexplained(&graph, &[0], &[("vm_exit", "known")], "it").is_ok());
-    let by_register = Builder::new()
-        .function("vm_exit", |assembler| {
-            assembler.call(rdx).unwrap();
-            assembler.ret().unwrap();
-        })
-        .graph();
-    assert!(no_unexplained(&by_register, &[0], &[], "it").is_err());
+    let name = "vm_exit";
+    graph
+        .explain(&[Explained {
+            name,
+            to: Err("known"),
+        }])
+        .unwrap();
+    assert!(no_unexplained(&graph, &[0], "it").is_ok());
+}
+
+#[test]
+fn an_explanation_leads_on_or_is_refused() {
+    let by_register = || {
+        Builder::new()
+            .function("vm_exit", |assembler| {
+                assembler.sub(rsp, 24).unwrap();
+                assembler.call(rdx).unwrap();
+                assembler.add(rsp, 24).unwrap();
+                assembler.ret().unwrap();
+            })
+            .function("<One as Registers>::read", calls(3))
+            .function("<Two as Registers>::read", ends)
+            .function(PANIC, ends)
+            .graph()
+    };
+    assert!(no_unexplained(&by_register(), &[0], "it").is_err());
+    let explained = |name, part| {
+        let mut graph = by_register();
+        graph
+            .explain(&[Explained { name, to: Ok(part) }])
+            .map(|()| graph)
+    };
+    let graph = explained("vm_exit", "as Registers>").unwrap();
+    assert!(no_unexplained(&graph, &[0], "it").is_ok());
+    assert!(no_panic(&graph, &[0], "it").is_err());
+    assert_eq!(graph.deepest(0, &[]).unwrap().0, 24 + 8 + 8);
+    let other = explained("vm_exit", "Two as").unwrap();
+    assert!(no_panic(&other, &[0], "it").is_ok());
+    assert!(explained("vm_exit", "nothing").is_err());
+    assert!(explained("nobody", "Two as").is_err());
 }
 
 #[test]
