@@ -57,6 +57,8 @@ pub struct Management {
     pub ledger: Ledger,
     /// The cells other than the root, by id.
     pub cells: [Option<Cell>; MAX_CELLS],
+    /// The cell that is being created or taken apart: too large for the stack.
+    pub draft: Option<Cell>,
     /// Copy of the configuration that is being looked at.
     pub config: ConfigBuffer,
     /// What was on the borrowed low page.
@@ -76,6 +78,7 @@ static MANAGEMENT: SpinMutex<Management> = SpinMutex::new(Management {
     machinery: None,
     ledger: Ledger::new(),
     cells: [const { None }; MAX_CELLS],
+    draft: None,
     config: ConfigBuffer([0; MAX_CELL_SIZE as usize]),
     low_page: [0; 4096],
 });

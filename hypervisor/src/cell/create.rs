@@ -98,6 +98,7 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
         machinery,
         ledger,
         cells,
+        draft,
         config,
         low_page,
     } = &mut *guard;
@@ -124,10 +125,11 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
     let id = ledger
         .free_id()
         .ok_or(Failure::configuration(Reason::TooManyCells, 0))?;
-    let mut cell = build(machinery, &view)?;
-    cell.in_use = used_by_others(cells, MAX_CELLS, &cell);
-    if let Err(failure) = carve(machinery, cpu, &mut cell) {
-        dismantle(machinery, cell);
+    build(machinery, &view, draft)?;
+    let cell = draft.as_mut().ok_or(Failure::gaol(Reason::None, 0))?;
+    cell.in_use = used_by_others(cells, MAX_CELLS, cell);
+    if let Err(failure) = carve(machinery, cpu, cell) {
+        dismantle(machinery, draft);
         if failure.reason() != Reason::CpuDidNotStop {
             settle(machinery);
         }
@@ -136,13 +138,13 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
     // The check has passed and nothing has changed since: this can't fail.
     let claimed = ledger.claim(id, &view).map_err(refused);
     let joined = claimed.and_then(|()| {
-        publish(id, &cell, &view);
-        parts::publish(id.0, &cell)?;
-        lifecycle::update_foreign(cells, Some(&cell))?;
-        lifecycle::move_cpus(cpu, &cell, id.0, low_page, machinery)
+        publish(id, cell, &view);
+        parts::publish(id.0, cell)?;
+        lifecycle::update_foreign(cells, Some(cell))?;
+        lifecycle::move_cpus(cpu, cell, id.0, low_page, machinery)
     });
     if let Err(failure) = joined {
-        undo(machinery, cpu, cell, low_page);
+        undo(machinery, cpu, draft, low_page);
         // Fewer ranges than before the creation: they fit.
         let _ = lifecycle::update_foreign(cells, None);
         let _ = ledger.release(id);
@@ -151,14 +153,19 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
     let slot = cells
         .get_mut(id.0 as usize)
         .ok_or(Failure::gaol(Reason::TooManyCells, 0))?;
-    *slot = Some(cell);
+    core::mem::swap(slot, draft);
     settle(machinery);
     public::set_cells(ledger.cell_count() as u64);
     Ok(i64::from(id.0))
 }
 
-/// Tables and pages of the cell; nothing of the root's changes.
-fn build(machinery: &mut Machinery, view: &CellView<'_>) -> Result<Cell, Failure> {
+/// Makes the draft: tables and pages of the cell; nothing of the root's changes.
+#[inline(never)]
+fn build(
+    machinery: &mut Machinery,
+    view: &CellView<'_>,
+    draft: &mut Option<Cell>,
+) -> Result<(), Failure> {
     let pool = &mut machinery.pool;
     let msr_bitmap = pool
         .allocate()
@@ -183,7 +190,7 @@ fn build(machinery: &mut Machinery, view: &CellView<'_>) -> Result<Cell, Failure
         0 => DEFAULT_SHUTDOWN_MILLISECONDS,
         given => given,
     };
-    let mut cell = Cell {
+    let cell = draft.insert(Cell {
         ept,
         msr_bitmap,
         port_bitmaps: ports,
@@ -201,7 +208,7 @@ fn build(machinery: &mut Machinery, view: &CellView<'_>) -> Result<Cell, Failure
         asked: None,
         in_use: 0,
         scrub: Scrub::default(),
-    };
+    });
     cell.memory
         .iter_mut()
         .zip(view.memory())
@@ -210,13 +217,13 @@ fn build(machinery: &mut Machinery, view: &CellView<'_>) -> Result<Cell, Failure
         .iter_mut()
         .zip(view.ports())
         .for_each(|(slot, range)| *slot = *range);
-    if let Err(failure) = map_memory(machinery, &mut cell) {
-        dismantle(machinery, cell);
+    if let Err(failure) = map_memory(machinery, cell) {
+        dismantle(machinery, draft);
         settle(machinery);
         return Err(failure);
     }
-    fill_bitmaps(&cell, view);
-    Ok(cell)
+    fill_bitmaps(cell, view);
+    Ok(())
 }
 
 const NO_REGION: MemoryRegion = MemoryRegion {
@@ -433,14 +440,21 @@ fn publish(id: CellId, cell: &Cell, view: &CellView<'_>) {
 }
 
 /// Undoes a creation whose CPUs did not all join.
-fn undo(machinery: &mut Machinery, cpu: &PerCpu, cell: Cell, low_page: &mut [u8; 4096]) {
+fn undo(
+    machinery: &mut Machinery,
+    cpu: &PerCpu,
+    draft: &mut Option<Cell>,
+    low_page: &mut [u8; 4096],
+) {
+    let Some(cell) = draft else { return };
     // CPUs that joined go back; one that does not is lost until the next launch, and its cell's tables with it.
-    let back = lifecycle::move_cpus(cpu, &cell, ROOT, low_page, machinery);
-    let given = return_memory(machinery, &cell, cell.memory_count);
-    set_root_ports(machinery, &cell, false);
+    let back = lifecycle::move_cpus(cpu, cell, ROOT, low_page, machinery);
+    let given = return_memory(machinery, cell, cell.memory_count);
+    set_root_ports(machinery, cell, false);
     if back.is_ok() {
-        dismantle(machinery, cell);
+        dismantle(machinery, draft);
     }
+    *draft = None;
     if given.is_ok() && flush_root(cpu).is_ok() {
         settle(machinery);
     }
@@ -479,7 +493,9 @@ pub fn used_by_others(cells: &[Option<Cell>; MAX_CELLS], id: usize, cell: &Cell)
 }
 
 /// Gives all frames of a cell back. No CPU belongs to it any more.
-pub fn dismantle(machinery: &mut Machinery, cell: Cell) {
+#[inline(never)]
+pub fn dismantle(machinery: &mut Machinery, draft: &mut Option<Cell>) {
+    let Some(cell) = draft.take() else { return };
     let pool = &mut machinery.pool;
     release(pool, cell.msr_bitmap);
     release_ports(pool, cell.port_bitmaps);

@@ -377,6 +377,7 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
         machinery,
         ledger,
         cells,
+        draft,
         low_page,
         ..
     } = &mut *guard;
@@ -404,12 +405,11 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     flush_root(cpu)?;
     set_root_ports(machinery, cell, false);
     let slot = cells.get_mut(id as usize).ok_or(no_such_cell(id))?;
-    let Some(cell) = slot.take() else {
-        return Err(no_such_cell(id));
-    };
+    core::mem::swap(slot, draft);
+    *slot = None;
     update_foreign(cells, None)?;
     let _ = ledger.release(CellId(id as u32));
-    dismantle(machinery, cell);
+    dismantle(machinery, draft);
     settle(machinery);
     public::set_cells(ledger.cell_count() as u64);
     Ok(0)
