@@ -26,6 +26,7 @@ pub mod jailhouse;
 #[cfg(feature = "std")]
 pub mod json_schema;
 pub mod ledger;
+pub mod msr_policy;
 #[cfg(feature = "std")]
 pub mod pci;
 #[cfg(feature = "std")]

@@ -392,7 +392,7 @@ fn any_cell() -> impl Strategy<Value = Cell> {
 fn any_hardware() -> impl Strategy<Value = Cell> {
     let devices = proptest::collection::vec(0u16..12, 0..3);
     let lines = proptest::collection::vec(0u32..16, 0..3);
-    let msrs = proptest::collection::vec((0x198u32..0x19c, 1u32..8), 0..3);
+    let msrs = proptest::collection::vec((0x1a4u32..0x1a8, 1u32..8), 0..3);
     (devices, lines, msrs, (0u32..12, 0u32..4)).prop_map(|(devices, lines, msrs, ways)| Cell {
         devices: devices
             .into_iter()

@@ -7,6 +7,7 @@ use gaol_abi::public::CpuState;
 use super::{Activity, Events, PerCpu};
 use crate::cell::{Published, published};
 use crate::device::apic::{self, register};
+use crate::guest::mtrr::Mtrrs;
 use crate::launch::{leave, parameters};
 use crate::processor::{
     self, fixup, fpu, halt_for_ever, msr, pause, read_msr, time_stamp, write_msr,
@@ -142,10 +143,14 @@ fn finish_join(cpu: &mut PerCpu, next: u32) {
     exchange_msrs(cpu, next);
     cpu.cell = next;
     cpu.pci_address = 0;
-    cpu.mtrr_default_type = read_msr(msr::MTRR_DEF_TYPE);
     // Logical ids of xAPIC mode are as after a reset, until Linux writes them.
     cpu.shared.logical_id.store(0, Ordering::Relaxed);
     cpu.shared.cluster_model.store(false, Ordering::Relaxed);
+    cpu.mtrrs = if next == ROOT {
+        Mtrrs::of_the_processor(read_msr, processor::physical_bits())
+    } else {
+        Mtrrs::cleared(read_msr, processor::physical_bits())
+    };
     if let Some(cell) = published(next) {
         control::confine(&cell.confinement());
         cpu.ignore_ports = cell.ignores_ports();

@@ -18,6 +18,7 @@ use gaol_abi::image::LINK_BASE;
 pub use mailbox::Events;
 
 use self::window::Windows;
+use crate::guest::mtrr::Mtrrs;
 use crate::launch::saved::Saved;
 use crate::memory::address::HostPhysical;
 use crate::processor::tables::{DescriptorTables, ExceptionFrame};
@@ -120,8 +121,8 @@ pub struct PerCpu {
     pub apic_id: u32,
     /// What the guest wrote to port 0xcf8.
     pub pci_address: u32,
-    /// What the guest believes IA32_MTRR_DEF_TYPE to be.
-    pub mtrr_default_type: u64,
+    /// The memory type range registers that the guest sees.
+    pub mtrrs: Mtrrs,
     /// What registers held that the present cell may write to besides those that all cells have.
     pub msrs_before: [u64; gaol_abi::config::MAX_MSRS],
     /// Windows into guest memory.

@@ -12,6 +12,7 @@ pub mod interrupt;
 pub mod memory;
 pub mod mmio;
 pub mod msr;
+pub mod mtrr;
 pub mod port;
 pub mod store;
 pub mod walk;

@@ -1,7 +1,9 @@
 //! RDMSR and WRMSR that the bitmap does not let through.
 //!
-//! What is let through is decided in [`crate::cell::confinement`]; here is what is answered in the hypervisor. What is
-//! neither raises #GP, and in a cell it is kept on record.
+//! What becomes of each register is decided in [`gaol_config::msr_policy`]: what is let through, what is answered here, and
+//! what raises #GP and, in a cell, is kept on record.
+
+use gaol_config::msr_policy::{Grant, Read, Rule, Write, policy};
 
 use super::{Verdict, interrupt};
 use crate::cell::published;
@@ -12,10 +14,13 @@ use crate::system;
 use crate::virt::vmx::control::Exception;
 use crate::virt::vmx::entry::Frame;
 use crate::virt::vmx::exit::{SLOW, done};
-use crate::virt::vmx::fields::msr as vmx_msr;
+use crate::virt::vmx::fields::{Field, msr as vmx_msr};
+use crate::virt::vmx::instructions::{read as read_field, write as write_field};
 
 /// IA32_FEATURE_CONTROL: locked, VMX off.
 const FEATURE_CONTROL_LOCKED: u64 = 1;
+/// IA32_DEBUGCTL: single-stepping of branches.
+const BRANCH_TRAP: u64 = 1 << 1;
 const X2APIC_COMMAND: u32 = msr::X2APIC + (apic::register::COMMAND_LOW as u32 >> 4);
 
 #[inline(always)]
@@ -40,7 +45,7 @@ fn refuse(register: u32) -> Verdict {
 #[inline(never)]
 pub extern "sysv64" fn read_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
     if frame.rcx as u32 == msr::MTRR_DEF_TYPE {
-        put(frame, cpu.mtrr_default_type);
+        put(frame, cpu.mtrrs.default_type);
         return done(cpu);
     }
     SLOW
@@ -58,14 +63,12 @@ pub extern "sysv64" fn write_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
 /// Any other RDMSR.
 pub fn read_slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
     let register = frame.rcx as u32;
-    let answer = match register {
-        msr::MTRR_DEF_TYPE => Some(cpu.mtrr_default_type),
-        vmx_msr::FEATURE_CONTROL => Some(FEATURE_CONTROL_LOCKED),
-        // The processor that a guest sees has no VMX.
-        vmx_msr::BASIC..=0x492 => None,
+    let answer = match rule(cpu, register).read {
+        Read::Virtual if register == vmx_msr::FEATURE_CONTROL => Some(FEATURE_CONTROL_LOCKED),
+        Read::Virtual => cpu.mtrrs.get(register),
         // Beyond the bitmap's ranges: what the processor itself answers to Linux.
-        _ if cpu.is_root => fixup::read_msr(register),
-        _ => None,
+        Read::Pass if cpu.is_root => fixup::read_msr(register),
+        Read::Pass | Read::Refuse => None,
     };
     match answer {
         Some(answer) => {
@@ -77,83 +80,116 @@ pub fn read_slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
     }
 }
 
-const fn is_mtrr(register: u32) -> bool {
-    matches!(
-        register,
-        msr::MTRR_VARIABLE..msr::MTRR_VARIABLE_END
-            | msr::MTRR_FIXED_64K
-            | msr::MTRR_FIXED_16K..=0x259
-            | msr::MTRR_FIXED_4K..=0x26f
-    )
+fn rule(cpu: &PerCpu, register: u32) -> Rule {
+    let row = policy(register);
+    if cpu.is_root { row.root } else { row.cell }
 }
 
 /// Any other WRMSR.
 pub fn write_slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     let register = frame.rcx as u32;
     let value = value(frame);
-    match register {
-        X2APIC_COMMAND if cpu.x2apic => interrupt::x2apic_slow(cpu, value),
-        _ if (msr::X2APIC..msr::X2APIC + 0x40).contains(&register) && cpu.x2apic => {
-            interrupt::x2apic_register(cpu.is_root, register, value).unwrap_or(refuse(register))
-        }
-        // Memory types stay as they were at the launch: the EPT was built from them. Linux switches the MTRRs off and on
-        // whenever a CPU comes up, and must find what it wrote.
-        msr::MTRR_DEF_TYPE => {
-            cpu.mtrr_default_type = value;
-            Verdict::Advance
-        }
-        _ if is_mtrr(register) => {
-            if fixup::read_msr(register) == Some(value) {
-                return Verdict::Advance;
+    let taken = match rule(cpu, register).write {
+        Write::Checked => return check(cpu, register, value),
+        Write::Virtual => cpu.mtrrs.set(register, value),
+        Write::Ignore => {
+            if cpu.is_root && fixup::read_msr(register) != Some(value) {
+                super::fault::record(cpu, frame, u64::from(register));
             }
-            super::fault::record(cpu, frame, u64::from(register));
-            Verdict::Advance
+            Some(())
         }
-        msr::APIC_BASE => {
-            let mode = apic::BASE_ENABLED | apic::BASE_X2APIC;
-            if fixup::read_msr(register)
-                .is_some_and(|now| (now ^ value) & (mode | 0x000f_ffff_ffff_f000) == 0)
-            {
-                return Verdict::Advance;
-            }
-            refuse(register)
+        // Registers beyond the bitmap's ranges, and those that a strict root does not have.
+        Write::Pass | Write::Own | Write::Switched if cpu.is_root => {
+            write_bits(register, value, roots_mask(register))
         }
-        // The lock is set.
-        vmx_msr::FEATURE_CONTROL | vmx_msr::BASIC..=0x492 => refuse(register),
-        _ if cpu.is_root && root_may_write(register) => {
-            // SAFETY: only registers beyond the bitmap's ranges, or intercepted ones handled above, come here; what the root
-            // writes to the former is what it could do on bare hardware, and none of them bears on the hypervisor.
-            match unsafe { fixup::write_msr(register, value) } {
-                Some(()) => Verdict::Advance,
-                None => Verdict::Inject(Exception::GENERAL_PROTECTION),
-            }
+        Write::Masked(mask) if cpu.is_root => {
+            write_bits(register, value, mask & roots_mask(register))
         }
-        _ => write_masked(cpu, register, value).unwrap_or(refuse(register)),
+        Write::Refuse if !cpu.is_root => write_bits(register, value, cells_mask(cpu, register)),
+        _ => None,
+    };
+    match taken {
+        Some(()) => Verdict::Advance,
+        None => refuse(register),
     }
 }
 
-/// Whether the root may write to all of a register that the bitmap does not let through.
-fn root_may_write(register: u32) -> bool {
-    system::root_share().is_none_or(|share| share.write_mask(register) == u64::MAX)
+/// A write that is done if it is harmless.
+fn check(cpu: &PerCpu, register: u32, value: u64) -> Verdict {
+    match register {
+        X2APIC_COMMAND if cpu.x2apic => interrupt::x2apic_slow(cpu, value),
+        _ if msr::X2APIC_ALL.contains(&register) && cpu.x2apic => {
+            interrupt::x2apic_register(cpu.is_root, register, value).unwrap_or(refuse(register))
+        }
+        msr::APIC_BASE if keeps_apic(fixup::read_msr(register), value) => Verdict::Advance,
+        msr::DEBUGCTL if value & !BRANCH_TRAP == 0 => {
+            write_field(Field::GuestDebugctl, value);
+            Verdict::Advance
+        }
+        // It is 0 and stays so.
+        msr::XSS if value == 0 => Verdict::Advance,
+        _ => refuse(register),
+    }
 }
 
-/// A write to a register of which a cell may change a part. `None`: there is no such.
-fn write_masked(cpu: &PerCpu, register: u32, value: u64) -> Option<Verdict> {
-    let mask = if cpu.is_root {
-        system::root_share()?.write_mask(register)
-    } else {
-        let mut writable = published(cpu.cell)?.writable_msrs();
-        writable.find(|(other, _)| *other == register)?.1
-    };
+/// Whether a write to IA32_APIC_BASE leaves mode, place and enable bit as they are.
+fn keeps_apic(now: Option<u64>, value: u64) -> bool {
+    let mode = apic::BASE_ENABLED | apic::BASE_X2APIC;
+    now.is_some_and(|now| (now ^ value) & (mode | 0x000f_ffff_ffff_f000) == 0)
+}
+
+/// The bits of a register that the root's configuration leaves it to write.
+fn roots_mask(register: u32) -> u64 {
+    system::root_share().map_or(u64::MAX, |share| share.write_mask(register))
+}
+
+/// The bits of a register that a cell was given to write.
+fn cells_mask(cpu: &PerCpu, register: u32) -> u64 {
+    let given = published(cpu.cell).and_then(|cell| {
+        let mut writable = cell.writable_msrs();
+        writable.find(|(other, _)| *other == register)
+    });
+    match given {
+        Some((_, mask)) if policy(register).grant == Grant::All => mask,
+        _ => 0,
+    }
+}
+
+/// Writes some bits of a register. `None`: not one, or the processor refuses the value.
+fn write_bits(register: u32, value: u64, mask: u64) -> Option<()> {
     if mask == 0 {
         return None;
     }
-    let before = fixup::read_msr(register)?;
-    // SAFETY: the configuration gives the cell these bits, of a register that the hypervisor does not depend on (the
-    // ledger sees to that).
-    let written = unsafe { fixup::write_msr(register, (before & !mask) | (value & mask)) };
-    Some(match written {
-        Some(()) => Verdict::Advance,
-        None => Verdict::Inject(Exception::GENERAL_PROTECTION),
-    })
+    if register == msr::DEBUGCTL {
+        // The VM exit has put the processor's to 0.
+        let before = read_field(Field::GuestDebugctl);
+        write_field(Field::GuestDebugctl, (before & !mask) | (value & mask));
+        return Some(());
+    }
+    let before = if mask == u64::MAX {
+        0
+    } else {
+        fixup::read_msr(register)?
+    };
+    // SAFETY: the table leaves the root, and the configuration gives the cell, these bits; the hypervisor depends on none
+    // of them (the table says of each register why).
+    unsafe { fixup::write_msr(register, (before & !mask) | (value & mask)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_apic_stays_where_it_is_and_as_it_is() {
+        let now = Some(0xfee0_0900);
+        assert!(keeps_apic(now, 0xfee0_0900));
+        // The bootstrap processor's flag can't be written.
+        assert!(keeps_apic(now, 0xfee0_0800));
+        for bit in 0..52 {
+            let changed = 0xfee0_0900 ^ 1u64 << bit;
+            assert_eq!(keeps_apic(now, changed), bit < 10, "bit {bit}");
+        }
+        assert!(!keeps_apic(None, 0));
+    }
 }

@@ -23,6 +23,7 @@ use self::saved::Saved;
 use crate::cpu::{self, Activity, PRIVATE_BASE, PerCpu, TABLES_AT, area, private};
 use crate::device::apic;
 use crate::error::{Blame, Failure};
+use crate::guest::mtrr::Mtrrs;
 use crate::processor::{self, cr4, time_stamp};
 use crate::system::{self, PoolTables};
 use crate::trace::public;
@@ -227,7 +228,7 @@ fn fill_per_cpu(
         cell: 0,
         apic_id,
         pci_address: 0,
-        mtrr_default_type: processor::read_msr(processor::msr::MTRR_DEF_TYPE),
+        mtrrs: Mtrrs::of_the_processor(processor::read_msr, processor::physical_bits()),
         windows: table.windows,
         saved: *saved,
         handover,

@@ -19,7 +19,7 @@ use crate::memory::memory_types::{MemoryType, MemoryTypes, Mtrrs};
 use crate::memory::page_table::{
     Access, Attributes, Ept, FarReserve, LeafSize, Limits, PageTable, Scratch,
 };
-use crate::processor::{cpuid, msr, read_msr};
+use crate::processor::{cpuid, msr, physical_bits, read_msr};
 use crate::region::{self, LinearTables};
 use crate::system::{self, Far, Machinery, PoolTables, everything, map_failure};
 use crate::trace::{console, public};
@@ -155,10 +155,6 @@ fn memory_types() -> Result<MemoryTypes, Failure> {
         physical_bits: physical_bits(),
     })
     .map_err(|unusable| Failure::hardware(Reason::Mtrr, unusable.address.as_u64()))
-}
-
-fn physical_bits() -> u32 {
-    cpuid(0x8000_0008, 0)[0] & 0xff
 }
 
 fn range(start: u64, size: u64) -> Result<Range<GuestPhysical>, Failure> {

@@ -46,6 +46,8 @@ pub mod msr {
     pub const TSC_DEADLINE: u32 = 0x6e0;
     /// First MSR of the x2APIC.
     pub const X2APIC: u32 = 0x800;
+    /// All numbers that are set apart for the x2APIC.
+    pub const X2APIC_ALL: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
     /// IA32_XSS.
     pub const XSS: u32 = 0xda0;
     /// IA32_EFER.
@@ -168,6 +170,12 @@ pub fn time_stamp() -> u64 {
 pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     let result = core::arch::x86_64::__cpuid_count(leaf, subleaf);
     [result.eax, result.ebx, result.ecx, result.edx]
+}
+
+/// Bits of physical addresses.
+#[must_use]
+pub fn physical_bits() -> u32 {
+    cpuid(0x8000_0008, 0)[0] & 0xff
 }
 
 macro_rules! control_register {

@@ -32,6 +32,10 @@ pub(super) const GROUP: Group = Group {
             run: vmxe,
         },
         Check {
+            name: "dangerous-registers-are-shadowed",
+            run: shadowed_registers,
+        },
+        Check {
             name: "suspend-is-refused",
             run: suspend,
         },
@@ -149,6 +153,84 @@ fn vmxe(context: &mut Context) -> Result<()> {
     }
     ensure!(text.lines().count() == CPUS as usize, "{text}");
     Ok(())
+}
+
+impl Context {
+    /// Makes one access through the test module on CPU 0, where one follows the other.
+    fn poke_first(&mut self, access: &str) -> Result<Option<u64>> {
+        let text = self.machine.check(&format!(
+            "taskset 1 sh -c 'echo {access} >/proc/gaol-test/poke && cat /proc/gaol-test/poke'"
+        ))?;
+        Ok(text
+            .trim()
+            .strip_prefix("ok ")
+            .map(|value| u64::from_str_radix(value, 16))
+            .transpose()?)
+    }
+}
+
+fn shadowed_registers(context: &mut Context) -> Result<()> {
+    const APIC_BASE: u32 = 0x1b;
+    let base = context
+        .poke_first(&format!("rdmsr {APIC_BASE:x}"))?
+        .context("the APIC's base can't be read")?;
+    for (changed, what) in [
+        (base ^ 1 << 11, "switched off"),
+        (base ^ 1 << 10, "in the other mode"),
+        (base ^ 1 << 20, "elsewhere"),
+    ] {
+        let written = context.poke_first(&format!("wrmsr {APIC_BASE:x} {changed:x}"))?;
+        ensure!(written.is_none(), "the APIC could be {what}");
+    }
+    let same = context.poke_first(&format!("wrmsr {APIC_BASE:x} {base:x}"))?;
+    ensure!(same.is_some(), "the same value was refused");
+    ensure!(
+        context.poke_first(&format!("rdmsr {APIC_BASE:x}"))? == Some(base),
+        "the APIC's base has changed"
+    );
+    // Memory types: what was written is read back. A type of everything that is uncacheable would stop the machine.
+    for (register, other) in [(0x200u32, 0x3_0000_0000u64), (0x250, 0x0101_0101_0101_0101)] {
+        let before = context
+            .poke_first(&format!("rdmsr {register:x}"))?
+            .context("the memory types can't be read")?;
+        ensure!(before != other, "the test writes what is there already");
+        context.poke_first(&format!("wrmsr {register:x} {other:x}"))?;
+        let kept = context.poke_first(&format!("rdmsr {register:x}"))?;
+        ensure!(kept == Some(other), "{register:#x} reads {kept:x?}");
+        let illegal = context.poke_first(&format!("wrmsr {register:x} 2"))?;
+        ensure!(
+            illegal.is_none(),
+            "{register:#x} took a type that there is not"
+        );
+        context.poke_first(&format!("wrmsr {register:x} {before:x}"))?;
+    }
+    // Microcode, cache ways, processor trace: no fault and no effect.
+    for register in [0x79u32, 0xc90, 0xd10, 0xd50, 0x570] {
+        let written = context.poke_first(&format!("wrmsr {register:x} 1"))?;
+        ensure!(
+            written.is_some(),
+            "writing {register:#x} raised an exception"
+        );
+        let seen = context.poke_first(&format!("rdmsr {register:x}"))?;
+        ensure!(seen != Some(1), "{register:#x} was written");
+    }
+    for register in [0x480u32, 0x48b, 0x491] {
+        ensure!(
+            context
+                .poke_first(&format!("rdmsr {register:x}"))?
+                .is_none(),
+            "Linux sees VMX in {register:#x}"
+        );
+    }
+    for register in [0x3au32, 0x150, 0x1f2, 0x480] {
+        ensure!(
+            context
+                .poke_first(&format!("wrmsr {register:x} 1"))?
+                .is_none(),
+            "Linux may write {register:#x}"
+        );
+    }
+    context.machine.linux_is_well(CPUS)
 }
 
 fn suspend(context: &mut Context) -> Result<()> {
