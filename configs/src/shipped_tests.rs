@@ -30,8 +30,8 @@ fn files() -> Vec<(String, String)> {
 
 #[test]
 fn each_cell_fits_the_emulated_machine() {
-    let machine = Machine {
-        cpus: CpuSet::first(4),
+    let machine = |cpus| Machine {
+        cpus: CpuSet::first(cpus),
         ..any_machine()
     };
     let (systems, cells): (Vec<_>, Vec<_>) =
@@ -42,7 +42,8 @@ fn each_cell_fits_the_emulated_machine() {
     for (name, text) in cells {
         let cell = Cell::from_toml(&name, &text).unwrap_or_else(|problem| panic!("{problem}"));
         assert_eq!(cell.view().name(), name);
-        let problems = check(machine, &system, &[cell]);
+        let cpus = if name == "hostile-smp" { 5 } else { 4 };
+        let problems = check(machine(cpus), &system, &[cell]);
         assert!(problems.is_empty(), "{problems:?}");
     }
 }

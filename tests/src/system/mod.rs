@@ -13,6 +13,7 @@ mod configuration;
 mod console;
 mod faults;
 mod hardware;
+mod hostile;
 mod images;
 mod keys;
 mod latency;
@@ -30,6 +31,11 @@ mod violations;
 
 /// All groups, the longest first, so that two machines at a time end at about the same time.
 pub const GROUPS: &[Group] = &[
+    hostile::RANDOM,
+    hostile::THREE_CPUS,
+    hostile::LIST,
+    hostile::ENDINGS,
+    hostile::REGION,
     life_cycle::GROUP,
     faults::GROUP,
     violations::GROUP,

@@ -87,7 +87,7 @@ fn hypervisor_memory(context: &mut Context) -> Result<()> {
 }
 
 /// Where a region of a cell is, from sysfs.
-fn cell_region(context: &mut Context, cell: &str, region: &str) -> Result<u64> {
+pub(super) fn cell_region(context: &mut Context, cell: &str, region: &str) -> Result<u64> {
     let text = context.machine.check(&format!(
         "for cell in /sys/devices/gaol/cells/*; do [ \"$(cat $cell/name)\" = {cell} ] && cat $cell/memory; done; :"
     ))?;

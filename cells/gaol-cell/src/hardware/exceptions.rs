@@ -2,10 +2,15 @@
 //!
 //! [`attempt!`]: crate::attempt
 //!
+//! What a CPU attempts is kept at the lower end of its own stack, so that all CPUs of a cell may attempt something at the
+//! same time, whatever else they have lost.
+//!
 //! Invariant: an exception that nobody expected never returns to where it came from.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
+use super::start::STACK_SIZE;
 use crate::registers::exception_name;
 
 /// An exception that [`attempt!`](crate::attempt) caught.
@@ -22,11 +27,34 @@ impl core::fmt::Display for Exception {
     }
 }
 
-/// Where to go on after an exception; 0: none is expected. The first CPU's only: the others may not `attempt!`.
+/// Stacks are aligned to their size: with these bits of an address in a stack one has its lower end.
 #[doc(hidden)]
-pub static RESUME: AtomicU64 = AtomicU64::new(0);
-/// 1 + vector of the exception that was caught.
-static CAUGHT: AtomicU64 = AtomicU64::new(0);
+pub const STACK_MASK: i32 = -(STACK_SIZE as i32);
+
+/// What lies at the lower end of a stack.
+#[repr(C)]
+struct Attempt {
+    /// Where to go on after an exception; 0: none is expected.
+    resume: AtomicU64,
+    /// 1 + vector of the exception that was caught.
+    caught: AtomicU64,
+}
+
+/// The attempt of the CPU whose stack has `address`.
+fn attempt_of(address: u64) -> &'static Attempt {
+    let end = address & i64::from(STACK_MASK) as u64;
+    // SAFETY: The start code aligns stacks to their size and clears the lower end, which is never pushed to: an overflow
+    // of 16 KiB would have destroyed much else. Both fields are atomic.
+    unsafe { &*(end as *const Attempt) }
+}
+
+const NMI: u64 = 2;
+static NMI_HANDLER: AtomicPtr<()> = AtomicPtr::new(null_mut());
+
+/// Registers what is to be called at NMIs, on all CPUs. Without it an NMI ends the cell.
+pub fn set_nmi_handler(handler: fn()) {
+    NMI_HANDLER.store(handler as *mut (), Ordering::Release);
+}
 
 /// What an exception leaves on the stack, and the entry code pushed before it.
 #[derive(Debug)]
@@ -44,9 +72,16 @@ pub(super) struct Frame {
 
 /// Called by the entry code of vectors 0 to 31.
 pub(super) extern "C" fn exception_entered(frame: &mut Frame) {
-    let resume = RESUME.swap(0, Ordering::Relaxed);
+    let handler = NMI_HANDLER.load(Ordering::Acquire);
+    if frame.vector == NMI && !handler.is_null() {
+        // SAFETY: Only set_nmi_handler writes there, and it writes a fn().
+        let handler: fn() = unsafe { core::mem::transmute::<*mut (), fn()>(handler) };
+        return handler();
+    }
+    let attempt = attempt_of(&raw const *frame as u64);
+    let resume = attempt.resume.swap(0, Ordering::Relaxed);
     if resume != 0 {
-        CAUGHT.store(frame.vector + 1, Ordering::Relaxed);
+        attempt.caught.store(frame.vector + 1, Ordering::Relaxed);
         frame.rip = resume;
         return;
     }
@@ -65,8 +100,12 @@ pub(super) extern "C" fn exception_entered(frame: &mut Frame) {
 /// The end of an attempt.
 #[doc(hidden)]
 pub fn finish_attempt() -> Result<(), Exception> {
-    RESUME.store(0, Ordering::Relaxed);
-    match CAUGHT.swap(0, Ordering::Relaxed) {
+    let stack: u64;
+    // SAFETY: Reading RSP changes nothing.
+    unsafe { core::arch::asm!("mov {}, rsp", out(reg) stack, options(nomem, nostack)) };
+    let attempt = attempt_of(stack);
+    attempt.resume.store(0, Ordering::Relaxed);
+    match attempt.caught.swap(0, Ordering::Relaxed) {
         0 => Ok(()),
         caught => Err(Exception {
             vector: (caught - 1) as u8,
@@ -75,20 +114,23 @@ pub fn finish_attempt() -> Result<(), Exception> {
 }
 
 /// Executes an instruction that may raise an exception: `attempt!("rdmsr", in("ecx") number, out("eax") _, …)`. The
-/// operands are those of `asm!`, with names or registers. Gives `Err` with the exception, in which case the outputs mean nothing. On the first CPU
-/// only.
+/// operands are those of `asm!`, with names or registers. Gives `Err` with the exception, in which case the outputs mean
+/// nothing.
 ///
 /// It expands to `asm!`, so it stands in an `unsafe` block with the reason why the instruction is harmless.
 #[macro_export]
 macro_rules! attempt {
     ($instruction:expr $(, $($operands:tt)*)?) => {{
         ::core::arch::asm!(
+            "mov {end}, rsp",
+            "and {end}, {mask}",
             "lea {resume}, [rip + 77f]",
-            "mov [rip + {resume_cell}], {resume}",
+            "mov [{end}], {resume}",
             $instruction,
             "77:",
+            end = out(reg) _,
             resume = out(reg) _,
-            resume_cell = sym $crate::exceptions::RESUME,
+            mask = const $crate::exceptions::STACK_MASK,
             $($($operands)*)?
         );
         $crate::exceptions::finish_attempt()

@@ -12,8 +12,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::cpus::MAX_CPUS;
 
-/// Bytes of the stack of each CPU.
-const STACK_SIZE: usize = 16 << 10;
+/// Bytes of the stack of each CPU; it is aligned to as many.
+pub(super) const STACK_SIZE: usize = 16 << 10;
 /// Selector of the 64-bit code segment.
 pub const CODE_SELECTOR: u16 = 0x08;
 /// Selector of the data segment.
@@ -87,6 +87,8 @@ long_mode:
     incl %eax
     imull ${stack_size}, %eax, %eax
     leaq stacks(%rax), %rsp
+    movq $0, -{stack_size}(%rsp)
+    movq $0, 8-{stack_size}(%rsp)
     testl %ebx, %ebx
     jnz secondary
     movl $cell_bss_start, %edi
@@ -141,7 +143,7 @@ page_map:
     .balign 4096
 
     .section .stacks, "aw", @nobits
-    .balign 16
+    .balign {stack_size}
 stacks:
     .skip {stack_size} * {max_cpus}
     .text

@@ -1,0 +1,105 @@
+//! Instructions and hypercalls.
+
+use gaol_abi::hypercall::{DESTROY_FORCE, Errno, Hypercall as Number, InfoType};
+
+use super::Expected::{Any, Exception, NoEffect, Permitted, Refused, Value};
+use super::{GENERAL_PROTECTION, INVALID_OPCODE, Violation};
+use crate::attempt::Attempt::{Execute, ExecuteAsUser, Hypercall};
+use crate::attempt::Instruction::*;
+use crate::attempt::UserInstruction;
+
+const VMX: &str = "the processor that a cell sees has no VMX";
+const SVM: &str = "the processor has no SVM";
+const OWN: &str = "it is the cell's own";
+const ROOTS: &str = "only the root manages cells";
+const ABSENT: &str = "there is no such hypercall";
+const USER: &str = "a cell's own kernel decides what its programs may do";
+
+const NOT_PERMITTED: super::Expected = Refused(Errno::NotPermitted.0);
+const INVALID: super::Expected = Refused(Errno::Invalid.0);
+const NO_SYSTEM_CALL: super::Expected = Refused(Errno::NoSystemCall.0);
+
+pub(super) const ROWS: &[Violation] = rows! {
+    "VMXON": Execute(Vmxon) => INVALID_OPCODE, VMX;
+    "VMXOFF": Execute(Vmxoff) => INVALID_OPCODE, VMX;
+    "VMCLEAR": Execute(Vmclear) => INVALID_OPCODE, VMX;
+    "VMPTRLD": Execute(Vmptrld) => INVALID_OPCODE, VMX;
+    "VMPTRST": Execute(Vmptrst) => INVALID_OPCODE, VMX;
+    "VMLAUNCH": Execute(Vmlaunch) => INVALID_OPCODE, VMX;
+    "VMRESUME": Execute(Vmresume) => INVALID_OPCODE, VMX;
+    "VMREAD": Execute(Vmread) => INVALID_OPCODE, VMX;
+    "VMWRITE": Execute(Vmwrite) => INVALID_OPCODE, VMX;
+    "VMFUNC": Execute(Vmfunc) => INVALID_OPCODE, VMX;
+    "INVEPT": Execute(Invept) => INVALID_OPCODE, VMX;
+    "INVVPID": Execute(Invvpid) => INVALID_OPCODE, VMX;
+    "VMRUN": Execute(Vmrun) => INVALID_OPCODE, SVM;
+    "VMLOAD": Execute(Vmload) => INVALID_OPCODE, SVM;
+    "VMSAVE": Execute(Vmsave) => INVALID_OPCODE, SVM;
+    "VMMCALL": Execute(Vmmcall) => INVALID_OPCODE, SVM;
+    "STGI": Execute(Stgi) => INVALID_OPCODE, SVM;
+    "CLGI": Execute(Clgi) => INVALID_OPCODE, SVM;
+    "SKINIT": Execute(Skinit) => INVALID_OPCODE, SVM;
+    "GETSEC": Execute(Getsec) => INVALID_OPCODE, "a measured launch would take the machine";
+    "RSM": Execute(Rsm) => INVALID_OPCODE, "the cell is not in system management mode";
+    "ENCLS": Execute(Encls) => INVALID_OPCODE, "enclaves are not for cells";
+    "INVD": Execute(Invd) => NoEffect, "it would throw away what others have written";
+    "WBINVD": Execute(Wbinvd) => NoEffect, "it would empty caches that others share";
+    "CLTS": Execute(Clts) => Permitted, OWN;
+    "LMSW": Execute(Lmsw) => Permitted, OWN;
+    "SMSW": Execute(Smsw) => Permitted, OWN;
+    "SGDT": Execute(Sgdt) => Permitted, OWN;
+    "SLDT": Execute(Sldt) => Permitted, OWN;
+    "STR": Execute(Str) => Permitted, OWN;
+    "UD2": Execute(Ud2) => INVALID_OPCODE, OWN;
+    "INT1": Execute(Int1) => Exception(1), "the exit gives the exception back";
+    "INT3": Execute(Int3) => Exception(3), OWN;
+    "INT 2": Execute(IntNmi) => Permitted, OWN;
+    "MOV to CR1": Execute(MovCr1) => INVALID_OPCODE, "there is no such register";
+    "MOV to CR5": Execute(MovCr5) => INVALID_OPCODE, "there is no such register";
+    "RDTSC": Execute(Rdtsc) => Permitted, OWN;
+    "RDPMC of no counter": Execute(Rdpmc) => GENERAL_PROTECTION, "counters are not the cell's";
+    "PAUSE": Execute(Pause) => Permitted, OWN;
+    "MONITOR": Execute(Monitor) => Permitted, OWN;
+    "INVLPG": Execute(Invlpg) => Permitted, OWN;
+    "INVLPG of no address": Execute(InvlpgNonCanonical) => Permitted, OWN;
+    "LTR of garbage": Execute(LtrGarbage) => GENERAL_PROTECTION, OWN;
+    "LLDT of garbage": Execute(LldtGarbage) => GENERAL_PROTECTION, OWN;
+    "far jump to garbage": Execute(FarJumpToGarbage) => GENERAL_PROTECTION, OWN;
+    "IRET to garbage": Execute(IretToGarbage) => GENERAL_PROTECTION, OWN;
+    "an interrupt through a task gate": Execute(TaskGate) => GENERAL_PROTECTION, OWN;
+    "XGETBV without permission": Execute(Xgetbv) => INVALID_OPCODE, OWN;
+
+    "user: VMCALL": ExecuteAsUser(UserInstruction::Vmcall) => NOT_PERMITTED, USER;
+    "user: VMCALL that prints": ExecuteAsUser(UserInstruction::VmcallPrint) => NOT_PERMITTED, USER;
+    "user: VMXOFF": ExecuteAsUser(UserInstruction::Vmxoff) => INVALID_OPCODE, VMX;
+    "user: HLT": ExecuteAsUser(UserInstruction::Halt) => GENERAL_PROTECTION, USER;
+    "user: RDMSR": ExecuteAsUser(UserInstruction::Rdmsr) => GENERAL_PROTECTION, USER;
+    "user: IN": ExecuteAsUser(UserInstruction::In) => GENERAL_PROTECTION, USER;
+    "user: INVD": ExecuteAsUser(UserInstruction::Invd) => GENERAL_PROTECTION, USER;
+    "user: XSETBV": ExecuteAsUser(UserInstruction::Xsetbv) => INVALID_OPCODE, USER;
+
+    "hypercall: disable": Hypercall(Number::Disable.0, 0, 0) => NOT_PERMITTED, ROOTS;
+    "hypercall: disable for all": Hypercall(Number::Disable.0, 4, 0) => NOT_PERMITTED, ROOTS;
+    "hypercall: create": Hypercall(Number::CellCreate.0, 0x2000, 0) => NOT_PERMITTED, ROOTS;
+    "hypercall: create from nowhere": Hypercall(Number::CellCreate.0, !0xfff, 0) => NOT_PERMITTED, ROOTS;
+    "hypercall: start": Hypercall(Number::CellStart.0, 1, 0) => NOT_PERMITTED, ROOTS;
+    "hypercall: set loadable": Hypercall(Number::CellSetLoadable.0, 1, DESTROY_FORCE) => NOT_PERMITTED, ROOTS;
+    "hypercall: set itself loadable": Hypercall(Number::CellSetLoadable.0, 2, DESTROY_FORCE) => NOT_PERMITTED, ROOTS;
+    "hypercall: destroy the root": Hypercall(Number::CellDestroy.0, 0, DESTROY_FORCE) => NOT_PERMITTED, ROOTS;
+    "hypercall: destroy another": Hypercall(Number::CellDestroy.0, 1, DESTROY_FORCE) => NOT_PERMITTED, ROOTS;
+    "hypercall: destroy no cell": Hypercall(Number::CellDestroy.0, u64::MAX, u64::MAX) => NOT_PERMITTED, ROOTS;
+    "hypercall: state of another": Hypercall(Number::CellGetState.0, 1, 0) => NOT_PERMITTED, ROOTS;
+    "hypercall: scrub another": Hypercall(Number::Scrub.0, 1, 0) => NOT_PERMITTED, ROOTS;
+    "hypercall: scrub itself": Hypercall(Number::Scrub.0, 2, 0) => NOT_PERMITTED, ROOTS;
+    "hypercall: commit": Hypercall(Number::Commit.0, 0, 0) => NO_SYSTEM_CALL, "the launch is over";
+    "hypercall: a CPU of the root's": Hypercall(Number::CpuGetInfo.0, 0, 1000) => NOT_PERMITTED, "its counters are its own";
+    "hypercall: a CPU that is not there": Hypercall(Number::CpuGetInfo.0, u64::MAX, 0) => INVALID, ABSENT;
+    "hypercall: a CPU by a number with 33 bits": Hypercall(Number::CpuGetInfo.0, 1 << 32, 0) => INVALID, ABSENT;
+    "hypercall: cells that exist": Hypercall(Number::GetInfo.0, InfoType::Cells.0, 0) => Any, "anybody may know";
+    "hypercall: remapping pool": Hypercall(Number::GetInfo.0, InfoType::RemapPoolSize.0, 0) => Value(0), "anybody may know";
+    "hypercall: no such number": Hypercall(Number::GetInfo.0, u64::MAX, 0) => INVALID, ABSENT;
+    "hypercall 9": Hypercall(9, 0, 0) => NO_SYSTEM_CALL, ABSENT;
+    "hypercall 0x1ff": Hypercall(0x1ff, 0, 0) => NO_SYSTEM_CALL, ABSENT;
+    "hypercall 0x80000005": Hypercall(0x8000_0005, 0, 0) => NO_SYSTEM_CALL, ABSENT;
+    "hypercall of the highest number": Hypercall(u32::MAX, u64::MAX, u64::MAX) => NO_SYSTEM_CALL, ABSENT;
+};

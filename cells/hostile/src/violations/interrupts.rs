@@ -1,0 +1,70 @@
+//! Interprocessor interrupts. CPU 0 is the root's, CPU 3 (or 4) a real-time cell's; numbers are APIC ids.
+
+use super::Expected::{NoEffect, Permitted};
+use super::{GENERAL_PROTECTION, Violation};
+use crate::attempt::Attempt::{Interrupt, WriteMsr};
+use crate::attempt::Destination::{Id, Own};
+
+const FOREIGN: &str = "interrupts reach the cell's own CPUs only";
+const ALL: &str = "all means the cell's own CPUs";
+const OWN: &str = "it is the cell's own";
+const RESERVED: &str = "the processor refuses reserved bits";
+
+const ASSERT: u32 = 1 << 14;
+const LOGICAL: u32 = 1 << 11;
+const LEVEL: u32 = 1 << 15;
+const LOWEST: u32 = 1 << 8;
+const SMI: u32 = 2 << 8;
+const RESERVED_MODE: u32 = 3 << 8;
+const NMI: u32 = 4 << 8;
+const INIT: u32 = 5 << 8;
+const STARTUP: u32 = 6 << 8;
+const EXTERNAL: u32 = 7 << 8;
+const TO_SELF: u32 = 1 << 18;
+const TO_ALL: u32 = 2 << 18;
+const TO_OTHERS: u32 = 3 << 18;
+const VECTOR: u32 = 0x41;
+
+pub(super) const ROWS: &[Violation] = rows! {
+    "fixed to the root": Interrupt(Id(0), ASSERT | VECTOR) => NoEffect, FOREIGN;
+    "fixed to the real-time cell": Interrupt(Id(3), ASSERT | VECTOR) => NoEffect, FOREIGN;
+    "the timer's vector of the root": Interrupt(Id(0), ASSERT | 0xec) => NoEffect, FOREIGN;
+    "a vector of the exceptions to the root": Interrupt(Id(0), ASSERT | 2) => NoEffect, FOREIGN;
+    "lowest priority to the root": Interrupt(Id(0), ASSERT | LOWEST | VECTOR) => NoEffect, FOREIGN;
+    "SMI to the root": Interrupt(Id(0), ASSERT | SMI) => NoEffect, FOREIGN;
+    "SMI to the real-time cell": Interrupt(Id(3), ASSERT | SMI) => NoEffect, FOREIGN;
+    "NMI to the root": Interrupt(Id(0), ASSERT | NMI) => NoEffect, FOREIGN;
+    "NMI to the real-time cell": Interrupt(Id(3), ASSERT | NMI) => NoEffect, FOREIGN;
+    "INIT to the root": Interrupt(Id(0), ASSERT | INIT) => NoEffect, FOREIGN;
+    "INIT to the real-time cell": Interrupt(Id(3), ASSERT | INIT) => NoEffect, FOREIGN;
+    "INIT as a level to the root": Interrupt(Id(0), ASSERT | LEVEL | INIT) => NoEffect, FOREIGN;
+    "end of INIT to the root": Interrupt(Id(0), LEVEL | INIT) => NoEffect, FOREIGN;
+    "startup to the root": Interrupt(Id(0), ASSERT | STARTUP | 8) => NoEffect, FOREIGN;
+    "startup to the real-time cell": Interrupt(Id(3), ASSERT | STARTUP | 8) => NoEffect, FOREIGN;
+    "reserved delivery mode to the root": Interrupt(Id(0), ASSERT | RESERVED_MODE | VECTOR) => NoEffect, FOREIGN;
+    "external interrupt to the root": Interrupt(Id(0), ASSERT | EXTERNAL | VECTOR) => NoEffect, FOREIGN;
+    "fixed to nobody": Interrupt(Id(200), ASSERT | VECTOR) => NoEffect, FOREIGN;
+    "INIT to nobody": Interrupt(Id(0x7fff_ffff), ASSERT | INIT) => NoEffect, FOREIGN;
+    "logical to the cluster of all": Interrupt(Id(0x0000_ffff), ASSERT | LOGICAL | VECTOR) => NoEffect, ALL;
+    "logical NMI to the cluster of all": Interrupt(Id(0x0000_000b), ASSERT | LOGICAL | NMI) => NoEffect, FOREIGN;
+    "logical to another cluster": Interrupt(Id(0x0007_ffff), ASSERT | LOGICAL | VECTOR) => NoEffect, FOREIGN;
+    "logical lowest priority": Interrupt(Id(0x0000_000b), ASSERT | LOGICAL | LOWEST | VECTOR) => NoEffect, FOREIGN;
+    "broadcast by destination": Interrupt(Id(u32::MAX), ASSERT | VECTOR) => NoEffect, ALL;
+    "logical broadcast": Interrupt(Id(u32::MAX), ASSERT | LOGICAL | VECTOR) => NoEffect, ALL;
+    "startup broadcast": Interrupt(Id(u32::MAX), ASSERT | STARTUP | 8) => NoEffect, ALL;
+    "fixed to all others": Interrupt(Id(0), ASSERT | TO_OTHERS | VECTOR) => NoEffect, ALL;
+    "NMI to all others": Interrupt(Id(0), ASSERT | TO_OTHERS | NMI) => NoEffect, ALL;
+    "SMI to all others": Interrupt(Id(0), ASSERT | TO_OTHERS | SMI) => NoEffect, ALL;
+    "SMI to all": Interrupt(Id(0), ASSERT | TO_ALL | SMI) => NoEffect, ALL;
+    "startup to all others": Interrupt(Id(0), ASSERT | TO_OTHERS | STARTUP | 8) => NoEffect, ALL;
+    "SMI to itself": Interrupt(Own, ASSERT | SMI) => NoEffect, "SMIs are not for guests to send";
+    "startup to itself": Interrupt(Own, ASSERT | STARTUP | 8) => NoEffect, "it has been started";
+    "fixed to itself": Interrupt(Own, ASSERT | VECTOR) => Permitted, OWN;
+    "shorthand self": Interrupt(Own, ASSERT | TO_SELF | VECTOR) => Permitted, OWN;
+    "shorthand all": Interrupt(Own, ASSERT | TO_ALL | VECTOR) => Permitted, ALL;
+    "a vector below 16 to itself": Interrupt(Own, ASSERT | 5) => Permitted, "the APIC takes no such vector";
+    "self IPI": WriteMsr(0x83f, VECTOR as u64) => Permitted, OWN;
+    "reserved bit 13": Interrupt(Id(0), ASSERT | 1 << 13 | VECTOR) => GENERAL_PROTECTION, RESERVED;
+    "reserved bit 17": Interrupt(Id(0), ASSERT | 1 << 17 | VECTOR) => GENERAL_PROTECTION, RESERVED;
+    "every bit": Interrupt(Id(u32::MAX), u32::MAX) => GENERAL_PROTECTION, RESERVED;
+};
