@@ -1,60 +1,103 @@
-//! The hypervisor's decoder of guests' instructions, against `iced-x86`.
+//! The hypervisor's decoder of guests' instructions, against `iced-x86`, and what it makes of them, against arithmetic in
+//! wide numbers.
 
-use gaol_hypervisor::guest::decode::{
-    DecodeError, Direction, Instruction, MAX_LENGTH, Mode, decode, length,
-};
-use iced_x86::{Decoder, DecoderOptions, EncodingKind, Mnemonic, OpCodeTableKind, OpKind};
+use decoder::{Instruction, Operand, Operation, decode, length, mask};
+use gaol_hypervisor::guest::execute::{Outcome, execute};
+use oracle::{ENOUGH, MODES, check_decode, check_ends, check_length};
 
-const MODES: [(Mode, u32); 3] = [(Mode::Bits16, 16), (Mode::Bits32, 32), (Mode::Bits64, 64)];
-
-/// Bytes that are always there behind the instruction, so that none is cut off.
-const ENOUGH: usize = MAX_LENGTH + 3;
-
-/// Encodings that [`length`] leaves out.
-fn is_left_out(instruction: &iced_x86::Instruction) -> bool {
-    let code = instruction.op_code();
-    let registers = [instruction.op0_register(), instruction.op1_register()];
-    !matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::D3NOW)
-        || matches!(instruction.mnemonic(), Mnemonic::Extrq | Mnemonic::Insertq)
-        || registers
-            .iter()
-            .any(|register| register.is_cr() || register.is_dr() || register.is_tr())
-        // VIA's instructions with opcode 0F A6 or 0F A7.
-        || code.table() == OpCodeTableKind::T0F && matches!(code.op_code() >> 8, 0xa6 | 0xa7)
+mod decoder {
+    pub(super) use gaol_hypervisor::guest::decode::*;
 }
 
-/// What both say of an instruction that the hypervisor would emulate.
-fn compare(ours: Instruction, theirs: &iced_x86::Instruction) {
-    assert!(!theirs.is_invalid(), "{ours:?}");
-    let (length, width) = match ours {
-        Instruction::Access(access) => (access.length, access.width),
-        Instruction::String(string) => (string.length, string.width),
+#[path = "../../hypervisor/src/guest/decode_oracle.rs"]
+mod oracle;
+
+const CARRY: u64 = 1;
+const ZERO: u64 = 1 << 6;
+const SIGN: u64 = 1 << 7;
+const OVERFLOW: u64 = 1 << 11;
+/// With the parity and the auxiliary carry.
+const STATUS: u64 = CARRY | 1 << 2 | 1 << 4 | ZERO | SIGN | OVERFLOW;
+
+/// The number of `width` bytes with its sign.
+fn signed(value: u64, width: u8) -> i128 {
+    let unused = 64 - 8 * u32::from(width);
+    ((value << unused) as i64 >> unused).into()
+}
+
+/// What sums and differences are without end, with and without signs, and what must have become of them.
+fn check_arithmetic(instruction: &Instruction, operands: (u64, u64), flags: u64, outcome: Outcome) {
+    let width = instruction.width;
+    let (first, second) = (operands.0 & mask(width), operands.1 & mask(width));
+    let carry = (flags & CARRY).into();
+    let (sign, carry, second) = match instruction.operation {
+        Operation::ADD | Operation::XADD => (1, 0, second),
+        Operation::ADC => (1, carry, second),
+        Operation::INC => (1, 0, 1),
+        Operation::SUB | Operation::CMP => (-1, 0, second),
+        Operation::SBB => (-1, carry, second),
+        Operation::DEC => (-1, 0, 1),
+        _ => return,
     };
-    assert_eq!(usize::from(length), theirs.len(), "{ours:?}");
-    let their_width = theirs.memory_size().size();
-    assert_eq!(usize::from(width), their_width, "{ours:?}");
-    match ours {
-        Instruction::Access(access) => {
-            let direction = match theirs.mnemonic() {
-                Mnemonic::Xchg => Direction::Exchange,
-                _ if theirs.op0_kind() == OpKind::Memory => Direction::Write,
-                _ => Direction::Read,
-            };
-            assert_eq!(access.direction, direction, "{ours:?}");
-            let signed = matches!(theirs.mnemonic(), Mnemonic::Movsx | Mnemonic::Movsxd);
-            assert_eq!(access.sign_extend, signed, "{ours:?}");
-            // Whatever the register held, what is stored and loaded keeps to the widths.
-            assert!(width == 8 || access.stored(u64::MAX) >> (8 * u32::from(width)) == 0);
-            let _ = access.loaded(u64::MAX, 0);
-        }
-        Instruction::String(string) => {
-            let is_repeated = theirs.has_rep_prefix() || theirs.has_repne_prefix();
-            assert_eq!(string.is_repeated, is_repeated, "{ours:?}");
-        }
+    let whole = i128::from(first) + sign * (i128::from(second) + carry);
+    let with_signs = signed(first, width) + sign * (signed(second, width) + carry);
+    let result = whole as u64 & mask(width);
+    let expect = |flag: u64, is_set: bool| {
+        assert_eq!(
+            outcome.flags & flag != 0,
+            is_set,
+            "{flag:#x} {instruction:?}"
+        );
+    };
+    if !matches!(instruction.operation, Operation::INC | Operation::DEC) {
+        expect(CARRY, whole != i128::from(result));
+    }
+    expect(OVERFLOW, with_signs != signed(result, width));
+    expect(ZERO, result == 0);
+    expect(SIGN, signed(result, width) < 0);
+    if let Some(stored) = outcome.memory {
+        assert_eq!(stored, result, "{instruction:?}");
     }
 }
 
-/// The bytes as an instruction in each mode.
+/// What is left behind keeps to the instruction's widths, and is right where that is easily said.
+fn check_outcome(instruction: &Instruction, data: u64, registers: [u64; 16], flags: u64) {
+    let outcome = execute(
+        instruction,
+        data,
+        |number| registers[usize::from(number)],
+        flags,
+    );
+    assert_eq!(outcome.memory.is_some(), instruction.writes());
+    assert!(
+        outcome
+            .memory
+            .is_none_or(|value| value & !mask(instruction.width) == 0)
+    );
+    assert_eq!(outcome.flags & !STATUS, flags & !STATUS);
+    let operand = match instruction.operand {
+        Operand::Register(number) => registers[usize::from(number)],
+        Operand::HighByte(number) => registers[usize::from(number)] >> 8,
+        Operand::Immediate(value) => value,
+    };
+    if let Some((number, value)) = outcome.register {
+        let changed = value ^ registers[usize::from(number)];
+        let reach = match instruction.register_width {
+            1 => 0xffff,
+            2 => 0xffff,
+            _ => u64::MAX,
+        };
+        assert_eq!(changed & !reach, 0, "{instruction:?}");
+    }
+    let operands = if instruction.to_register {
+        (operand, data)
+    } else {
+        (data, operand)
+    };
+    check_arithmetic(instruction, operands, flags, outcome);
+}
+
+/// The bytes as an instruction in each mode; those behind it are what it finds.
 pub fn run(bytes: &[u8]) {
     for (mode, _) in MODES {
         let _ = (decode(bytes, mode), length(bytes, mode));
@@ -62,19 +105,21 @@ pub fn run(bytes: &[u8]) {
     let mut bytes = bytes.to_vec();
     bytes.resize(bytes.len().max(ENOUGH), 0);
     for (mode, bits) in MODES {
-        let theirs = Decoder::new(bits, &bytes, DecoderOptions::NONE).decode();
-        let whole = length(&bytes, mode);
-        if !theirs.is_invalid() {
-            match whole {
-                Ok(ours) => assert_eq!(usize::from(ours), theirs.len(), "{bytes:02x?}"),
-                Err(error) => assert!(is_left_out(&theirs), "{error:?} {bytes:02x?}"),
-            }
+        check_length(&bytes, mode, bits);
+        if !check_decode(&bytes, mode, bits) {
+            continue;
         }
-        if let Ok(instruction) = decode(&bytes, mode) {
-            compare(instruction, &theirs);
-            assert_eq!(whole.map(usize::from), Ok(theirs.len()), "{bytes:02x?}");
-            let cut = &bytes[..theirs.len() - 1];
-            assert_eq!(decode(cut, mode), Err(DecodeError::Truncated));
-        }
+        check_ends(&bytes, mode);
+        let instruction = decode(&bytes, mode).unwrap();
+        let mut rest = bytes[usize::from(instruction.length)..]
+            .chunks(8)
+            .map(|part| {
+                let mut number = [0; 8];
+                number[..part.len()].copy_from_slice(part);
+                u64::from_le_bytes(number)
+            });
+        let mut next = || rest.next().unwrap_or(0x8000_0000_8000_8080);
+        let (data, flags) = (next(), next());
+        check_outcome(&instruction, data, std::array::from_fn(|_| next()), flags);
     }
 }

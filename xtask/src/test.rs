@@ -114,6 +114,25 @@ const HOST_STEPS: &[HostStep] = &[
             Ok(count_tests(&ended))
         },
     },
+    // Too slow without optimization, and worth nothing without the checks of a debug build.
+    HostStep {
+        name: "host/decoder-on-ten-million-instructions",
+        run: |_| {
+            let ended = process::run_to_end(
+                "host-decoder",
+                cargo().args([
+                    "test",
+                    "--package=gaol-hypervisor",
+                    "--lib",
+                    "--profile=fuzz",
+                    "ten_million",
+                    "--",
+                    "--ignored",
+                ]),
+            )?;
+            Ok(count_tests(&ended))
+        },
+    },
 ];
 
 /// Runs the tests; the exit code tells whether all passed.

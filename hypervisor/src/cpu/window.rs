@@ -106,50 +106,24 @@ impl Windows {
     /// Reads `width` (1, 2, 4 or 8) bytes of registers at `physical`, in one access. They lie in one page.
     #[must_use]
     pub fn read_device(&self, physical: HostPhysical, width: u8) -> u64 {
-        let at = self.open_as(2, physical, UNCACHEABLE);
-        let value: u64;
-        // SAFETY: inside the page that the window maps, which its owner may read; whether that has an effect is between
-        // the owner and the device. One instruction each, aligned or not.
-        unsafe {
-            match width {
-                1 => {
-                    asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags))
-                }
-                2 => {
-                    asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags))
-                }
-                4 => {
-                    asm!("mov {0:e}, [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags))
-                }
-                _ => {
-                    asm!("mov {0}, [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags))
-                }
-            }
-        }
-        value
+        read_at(self.open_as(2, physical, UNCACHEABLE), width)
     }
 
     /// Writes the low `width` (1, 2, 4 or 8) bytes of `value` to registers at `physical`, in one access. They lie in one
     /// page.
     pub fn write_device(&self, physical: HostPhysical, width: u8, value: u64) {
-        let at = self.open_as(2, physical, UNCACHEABLE);
-        // SAFETY: inside the page that the window maps, which its owner may write to and the hypervisor does not use.
-        unsafe {
-            match width {
-                1 => {
-                    asm!("mov [{1}], {0}", in(reg_byte) value as u8, in(reg) at, options(nostack, preserves_flags))
-                }
-                2 => {
-                    asm!("mov [{1}], {0:x}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
-                }
-                4 => {
-                    asm!("mov [{1}], {0:e}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
-                }
-                _ => {
-                    asm!("mov [{1}], {0}", in(reg) value, in(reg) at, options(nostack, preserves_flags))
-                }
-            }
-        }
+        write_at(self.open_as(2, physical, UNCACHEABLE), width, value);
+    }
+
+    /// As [`Self::read_device`], of memory.
+    #[must_use]
+    pub fn read_memory(&self, physical: HostPhysical, width: u8) -> u64 {
+        read_at(self.open(2, physical), width)
+    }
+
+    /// As [`Self::write_device`], of memory.
+    pub fn write_memory(&self, physical: HostPhysical, width: u8, value: u64) {
+        write_at(self.open(2, physical), width, value);
     }
 
     /// Fills `bytes` bytes at `physical` with zeroes; both multiples of 4096 and inside one 2 MiB page.
@@ -197,5 +171,52 @@ impl Windows {
         unsafe {
             core::ptr::copy_nonoverlapping(at as *const u8, target.as_mut_ptr(), target.len())
         };
+    }
+}
+
+/// Reads `width` bytes through the window that `at` lies in, by one instruction.
+#[inline(never)]
+fn read_at(at: u64, width: u8) -> u64 {
+    let value: u64;
+    // SAFETY: inside the page that the window maps, which its owner may read; whether that has an effect is between the
+    // owner and the device. Aligned or not, and no reference is made.
+    unsafe {
+        match width {
+            1 => {
+                asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags));
+            }
+            2 => {
+                asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags));
+            }
+            4 => {
+                asm!("mov {0:e}, [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags));
+            }
+            _ => {
+                asm!("mov {0}, [{1}]", out(reg) value, in(reg) at, options(nostack, preserves_flags));
+            }
+        }
+    }
+    value
+}
+
+/// Writes the low `width` bytes of `value` through the window that `at` lies in, by one instruction.
+#[inline(never)]
+fn write_at(at: u64, width: u8, value: u64) {
+    // SAFETY: inside the page that the window maps, which its owner may write to and the hypervisor does not use.
+    unsafe {
+        match width {
+            1 => {
+                asm!("mov [{1}], {0}", in(reg_byte) value as u8, in(reg) at, options(nostack, preserves_flags));
+            }
+            2 => {
+                asm!("mov [{1}], {0:x}", in(reg) value, in(reg) at, options(nostack, preserves_flags));
+            }
+            4 => {
+                asm!("mov [{1}], {0:e}", in(reg) value, in(reg) at, options(nostack, preserves_flags));
+            }
+            _ => {
+                asm!("mov [{1}], {0}", in(reg) value, in(reg) at, options(nostack, preserves_flags));
+            }
+        }
     }
 }

@@ -1,11 +1,18 @@
 //! The decoder for instructions that have accessed memory which needs the hypervisor's help.
 //!
-//! [`decode`] understands the moves that device drivers use. [`length`] knows where almost any instruction of the
-//! one-byte, two-byte and three-byte maps ends, so that it can be stepped over; VEX, EVEX and XOP encodings it does not.
-//! Both take bytes that a guest may change at any time, and an error is an answer: nothing here can fail otherwise.
+//! [`decode`] understands the integer instructions with an operand in memory that compilers emit for it, and
+//! [`super::execute`] knows what they do. [`length`] knows where almost any instruction of the one-byte, two-byte and
+//! three-byte maps ends, so that it can be stepped over; VEX, EVEX and XOP encodings it does not. Both take bytes that a
+//! guest may change at any time, and an error is an answer: nothing here can fail otherwise.
 //!
 //! Tables and rules: SDM volume 2, "Instruction Format" and "Opcode Map".
 #![forbid(unsafe_code)]
+
+pub use super::opcodes::Operation;
+use super::opcodes::{
+    ADDRESS, BYTE, BYTE_WIDE, EXTENDS, FAR, FULL_OPERAND, Form, IMMEDIATE, MODRM, Map, NOT_IN_64,
+    OPERAND, RELATIVE, TAIL, TEST_OPERAND, TO_REGISTER, UNKNOWN, WORD, WORD_BYTE,
+};
 
 /// The longest instruction, in bytes.
 pub const MAX_LENGTH: usize = 15;
@@ -32,83 +39,67 @@ pub enum DecodeError {
     Unknown,
 }
 
-/// Which way data goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Direction {
-    /// From memory.
-    Read,
-    /// To memory.
-    Write,
-    /// Memory and register exchange what they hold (XCHG), always atomically.
-    Exchange,
-}
-
-/// The side of an access that is not memory.
+/// The side of an instruction that is not memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Operand {
     /// A general register in the processor's numbering (0: RAX, 1: RCX, …, 15: R15).
     Register(u8),
     /// Bits 15 to 8 of register 0 to 3 (AH, CH, DH, BH).
     HighByte(u8),
-    /// An immediate, sign-extended.
+    /// An immediate, sign-extended; 0 where there is no other side.
     Immediate(u64),
 }
 
-/// A move between memory and a register, or of an immediate to memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Access {
-    /// Bytes of the instruction.
-    pub length: u8,
-    /// Which way data goes.
-    pub direction: Direction,
-    /// Bytes in memory: 1, 2, 4 or 8.
-    pub width: u8,
-    /// The other side.
-    pub operand: Operand,
-    /// Bytes of the register that a read writes: `width`, or more when it extends.
-    pub register_width: u8,
-    /// Whether a read that extends does so with the sign.
-    pub sign_extend: bool,
+/// Numbers of segment registers, as instructions have them.
+#[allow(missing_docs, reason = "the names are the registers'")]
+pub mod segment {
+    pub const ES: u8 = 0;
+    pub const CS: u8 = 1;
+    pub const SS: u8 = 2;
+    pub const DS: u8 = 3;
+    pub const FS: u8 = 4;
+    pub const GS: u8 = 5;
 }
 
-impl Access {
-    /// What the instruction writes to memory, when its register (if it has one) holds `register`.
-    #[inline]
-    #[must_use]
-    pub const fn stored(&self, register: u64) -> u64 {
-        let value = match self.operand {
-            Operand::Register(_) => register,
-            Operand::HighByte(_) => register >> 8,
-            Operand::Immediate(value) => value,
-        };
-        value & mask(self.width)
-    }
+/// How the address of the operand in memory comes about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Address {
+    /// One of [`segment`].
+    pub segment: u8,
+    /// Bytes that the sum is cut to: 2, 4 or 8.
+    pub size: u8,
+    /// A general register that is added.
+    pub base: Option<u8>,
+    /// A general register that is added after it was shifted.
+    pub index: Option<u8>,
+    /// By how many bits to the left.
+    pub shift: u8,
+    /// The address of the next instruction is added.
+    pub after_instruction: bool,
+    /// What is added, sign-extended.
+    pub displacement: u64,
+}
 
-    /// What the instruction's register holds after `data` was read from memory, when it held `register` before.
-    #[inline]
+impl Address {
+    /// The offset in the segment. `next`: address of the next instruction.
     #[must_use]
-    pub const fn loaded(&self, register: u64, data: u64) -> u64 {
-        let width = mask(self.width);
-        let sign = width ^ width >> 1;
-        let value = if self.sign_extend && data & sign != 0 {
-            data | !width
-        } else {
-            data & width
-        };
-        if let Operand::HighByte(_) = self.operand {
-            return register & !0xff00 | (value & 0xff) << 8;
-        }
-        match self.register_width {
-            // 32-bit results clear the upper half, smaller ones leave the rest.
-            4 => value & mask(4),
-            bytes => register & !mask(bytes) | value & mask(bytes),
-        }
+    pub fn offset(&self, register: impl Fn(u8) -> u64, next: u64) -> u64 {
+        let base = self.base.map_or(0, &register);
+        let index = self.index.map_or(0, register);
+        let next = if self.after_instruction { next } else { 0 };
+        let sum = self
+            .displacement
+            .wrapping_add(base)
+            .wrapping_add(index.wrapping_shl(u32::from(self.shift)))
+            .wrapping_add(next);
+        sum & mask(self.size)
     }
 }
 
 /// The low `bytes` bytes of a number.
 #[inline]
-const fn mask(bytes: u8) -> u64 {
+#[must_use]
+pub const fn mask(bytes: u8) -> u64 {
     match bytes {
         1 => 0xff,
         2 => 0xffff,
@@ -117,80 +108,138 @@ const fn mask(bytes: u8) -> u64 {
     }
 }
 
-/// A string instruction that writes memory.
+/// An instruction with one operand in memory; MOVS has two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct StringInstruction {
+pub struct Instruction {
     /// Bytes of the instruction.
     pub length: u8,
-    /// Bytes of one element.
+    /// What it does.
+    pub operation: Operation,
+    /// Bytes of an access to memory: 1, 2, 4 or 8.
     pub width: u8,
-    /// Whether it reads memory as well (MOVS), or stores RAX (STOS).
-    pub is_copy: bool,
-    /// Whether it repeats RCX times.
+    /// The other side.
+    pub operand: Operand,
+    /// Bytes of the register: `width`, or more when a read extends.
+    pub register_width: u8,
+    /// The register is the first operand, and where the result goes if there is one.
+    pub to_register: bool,
+    /// What SETcc and CMOVcc look for: the low half of the opcode.
+    pub condition: u8,
+    /// A string instruction with a repeat prefix.
     pub is_repeated: bool,
+    /// Where the operand in memory is. Of MOVS: the source; the destination is at ES:RDI.
+    pub address: Address,
 }
 
-/// What [`decode`] understands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Instruction {
-    /// A move.
-    Access(Access),
-    /// STOS or MOVS.
-    String(StringInstruction),
+impl Instruction {
+    /// Whether it reads memory before anything else.
+    #[must_use]
+    pub const fn reads(&self) -> bool {
+        match self.operation {
+            Operation::MOVE | Operation::MOVE_SWAPPED => self.to_register,
+            Operation::SET | Operation::STOS => false,
+            _ => true,
+        }
+    }
+
+    /// Whether it writes to memory.
+    #[must_use]
+    pub const fn writes(&self) -> bool {
+        match self.operation {
+            Operation::CMP | Operation::TEST | Operation::BT => false,
+            _ => !self.to_register,
+        }
+    }
+
+    /// STOS, LODS or MOVS.
+    #[must_use]
+    pub const fn is_string(&self) -> bool {
+        matches!(
+            self.operation,
+            Operation::STOS | Operation::LODS | Operation::MOVS
+        )
+    }
 }
 
 /// Decodes the instruction at the start of `bytes`.
 ///
 /// # Errors
 /// See [`DecodeError`].
-#[inline]
 pub fn decode(bytes: &[u8], mode: Mode) -> Result<Instruction, DecodeError> {
-    if mode == Mode::Bits64
-        && let Some(access) = plain_store(bytes)
-    {
-        return Ok(Instruction::Access(access));
-    }
-    decode_any(bytes, mode)
-}
-
-/// The short way for what Linux writes to its APIC with in 64-bit mode: a register or an immediate of four bytes or
-/// eight, with no prefix but REX.
-#[inline]
-fn plain_store(bytes: &[u8]) -> Option<Access> {
-    let (rex, rest, prefixes) = match *bytes {
-        [rex @ 0x40..=0x4f, ref rest @ ..] => (rex, rest, 1u8),
-        _ => (0, bytes, 0),
-    };
-    let [opcode @ (0x89 | 0xc7), modrm, sib, ..] = *rest else {
-        return None;
-    };
-    if modrm >= REGISTER_FORM {
-        return None;
-    }
-    let mut length = address_bytes(modrm, sib).wrapping_add(2);
-    let operand = if opcode == 0x89 {
-        if rest.len() < usize::from(length) {
-            return None;
+    let mut cursor = Cursor { bytes, position: 0 };
+    let head = Head::parse(&mut cursor, mode)?;
+    let form = head.form()?;
+    let mut modrm = 0;
+    let mut address = head.address(segment::DS);
+    if form & MODRM != 0 {
+        modrm = cursor.modrm(&head, &mut address)?;
+        if modrm >= REGISTER_FORM {
+            return Err(DecodeError::Unknown);
         }
-        Operand::Register(modrm >> 3 & 7 | (rex & REX_R) << 1)
+    } else if form & TAIL == ADDRESS {
+        address.displacement = cursor.number(head.address_size)?;
+    }
+    let operation = Operation::of(form).member(modrm >> 3 & 7);
+    match operation {
+        Operation::STOS => {
+            address.base = Some(DESTINATION_INDEX);
+            address.segment = segment::ES;
+        }
+        Operation::LODS | Operation::MOVS => address.base = Some(SOURCE_INDEX),
+        _ => {}
+    }
+    let has = |bit: Form| form & bit != 0;
+    let register_width = match head.operand_size {
+        _ if has(BYTE_WIDE) && !has(EXTENDS) => 1,
+        size => size,
+    };
+    let width = match head.map {
+        _ if !has(EXTENDS) => register_width,
+        _ if has(BYTE_WIDE) => 1,
+        Map::OneByte => register_width.min(4),
+        _ => 2,
+    };
+    let operand = if has(IMMEDIATE) {
+        Operand::Immediate(signed(
+            cursor.number(head.tail_bytes(form, modrm))?,
+            head.tail_bytes(form, modrm),
+        ))
+    } else if operation.has_register() {
+        head.register(form, modrm, register_width)
     } else {
-        if modrm >> 3 & 7 != 0 {
-            return None;
-        }
-        let immediate = rest.get(usize::from(length)..)?.first_chunk()?;
-        length = length.wrapping_add(4);
-        Operand::Immediate(i64::from(i32::from_le_bytes(*immediate)) as u64)
+        Operand::Immediate(0)
     };
-    let width = if rex & REX_W != 0 { 8 } else { 4 };
-    Some(Access {
-        length: length.wrapping_add(prefixes),
-        direction: Direction::Write,
+    let instruction = Instruction {
+        length: cursor.length()?,
+        operation,
         width,
         operand,
-        register_width: width,
-        sign_extend: false,
-    })
+        register_width,
+        to_register: has(TO_REGISTER),
+        condition: head.opcode & 0xf,
+        is_repeated: head.repeat,
+        address,
+    };
+    if operation == Operation::NONE || !head.permits(&instruction) {
+        return Err(DecodeError::Unknown);
+    }
+    Ok(instruction)
 }
+
+impl Operation {
+    /// Whether the ModRM byte, or the instruction by itself, names a register that is the other side.
+    const fn has_register(self) -> bool {
+        !matches!(
+            self,
+            Self::NONE | Self::NOT | Self::NEG | Self::INC | Self::DEC | Self::SET | Self::MOVS
+        )
+    }
+}
+
+/// RSI.
+pub(super) const SOURCE_INDEX: u8 = 6;
+/// RDI.
+pub(super) const DESTINATION_INDEX: u8 = 7;
 
 /// Bytes of the instruction at the start of `bytes`, which must be one that the processor knows: invalid encodings may
 /// get an answer, too.
@@ -203,101 +252,31 @@ pub fn length(bytes: &[u8], mode: Mode) -> Result<u8, DecodeError> {
     let form = head.form()?;
     let mut modrm = 0;
     if form & MODRM != 0 {
-        modrm = cursor.modrm(head.address_size)?;
+        modrm = cursor.modrm(&head, &mut head.address(segment::DS))?;
         if !head.knows_group_member(modrm) {
             return Err(DecodeError::Unknown);
         }
     }
-    cursor.skip(head.immediate_bytes(form, modrm))?;
+    cursor.skip(head.tail_bytes(form, modrm))?;
     cursor.length()
 }
 
 /// From this value on a ModRM byte names a register instead of memory.
 const REGISTER_FORM: u8 = 0xc0;
 
-fn decode_any(bytes: &[u8], mode: Mode) -> Result<Instruction, DecodeError> {
-    let mut cursor = Cursor { bytes, position: 0 };
-    let head = Head::parse(&mut cursor, mode)?;
-    let size = head.operand_size;
-    // Most opcodes come in pairs: the even one moves bytes.
-    let byte_or_size = if head.opcode & 1 == 0 { 1 } else { size };
-    let (direction, width, register_width, sign_extend) = match (head.map, head.opcode) {
-        (Map::OneByte, 0x86 | 0x87) => (Direction::Exchange, byte_or_size, byte_or_size, false),
-        (Map::OneByte, 0x88 | 0x89 | 0xa2 | 0xa3 | 0xc6 | 0xc7) => {
-            (Direction::Write, byte_or_size, byte_or_size, false)
-        }
-        (Map::OneByte, 0x8a | 0x8b | 0xa0 | 0xa1) => {
-            (Direction::Read, byte_or_size, byte_or_size, false)
-        }
-        (Map::OneByte, 0x63) if mode == Mode::Bits64 => (Direction::Read, size.min(4), size, true),
-        (Map::TwoByte, 0xb6 | 0xb7 | 0xbe | 0xbf) => {
-            let width = if head.opcode & 1 == 0 { 1 } else { 2 };
-            (Direction::Read, width, size, head.opcode >= 0xbe)
-        }
-        (Map::OneByte, 0xa4 | 0xa5 | 0xaa | 0xab) if !head.lock => {
-            return Ok(Instruction::String(StringInstruction {
-                length: cursor.length()?,
-                width: byte_or_size,
-                is_copy: head.opcode < 0xaa,
-                is_repeated: head.repeat,
-            }));
-        }
-        _ => return Err(DecodeError::Unknown),
-    };
-    if head.lock && direction != Direction::Exchange {
-        return Err(DecodeError::Unknown);
-    }
-    let operand = match head.opcode {
-        // Moves between the accumulator and an address in the instruction.
-        0xa0..=0xa3 => {
-            cursor.skip(head.address_size)?;
-            Operand::Register(0)
-        }
-        opcode => {
-            let modrm = cursor.modrm(head.address_size)?;
-            let register = modrm >> 3 & 7;
-            if modrm >= REGISTER_FORM {
-                return Err(DecodeError::Unknown);
-            }
-            if head.map == Map::OneByte && opcode >= 0xc6 {
-                if register != 0 {
-                    return Err(DecodeError::Unknown);
-                }
-                Operand::Immediate(cursor.immediate(byte_or_size.min(4))?)
-            } else if register_width == 1 && head.rex == 0 && register >= 4 {
-                Operand::HighByte(register & 3)
-            } else {
-                Operand::Register(register | (head.rex & REX_R) << 1)
-            }
-        }
-    };
-    Ok(Instruction::Access(Access {
-        length: cursor.length()?,
-        direction,
-        width,
-        operand,
-        register_width,
-        sign_extend,
-    }))
-}
-
+/// Extends the number of a base register.
+const REX_B: u8 = 1 << 0;
+/// Extends the number of an index register.
+const REX_X: u8 = 1 << 1;
 /// Extends the register field of ModRM.
 const REX_R: u8 = 1 << 2;
 /// Operands of eight bytes.
 const REX_W: u8 = 1 << 3;
 
-/// Bytes that follow the ModRM byte of a memory operand with 32-bit or 64-bit addresses: SIB and displacement.
-#[inline]
-const fn address_bytes(modrm: u8, sib: u8) -> u8 {
-    let has_sib = modrm & 7 == 4;
-    let base = if has_sib { sib & 7 } else { modrm & 7 };
-    let displacement: u8 = match modrm >> 6 {
-        0 if base == 5 => 4,
-        0 => 0,
-        1 => 1,
-        _ => 4,
-    };
-    displacement.wrapping_add(has_sib as u8)
+/// A number of so many bytes, with its sign.
+const fn signed(value: u64, bytes: u8) -> u64 {
+    let unused = 64u32.wrapping_sub((bytes as u32).wrapping_mul(8));
+    (value.wrapping_shl(unused) as i64).wrapping_shr(unused) as u64
 }
 
 /// A position in the instruction.
@@ -307,7 +286,6 @@ struct Cursor<'a> {
 }
 
 impl Cursor<'_> {
-    #[inline]
     fn next(&mut self) -> Result<u8, DecodeError> {
         if self.position >= MAX_LENGTH {
             return Err(DecodeError::TooLong);
@@ -320,69 +298,98 @@ impl Cursor<'_> {
         Ok(*byte)
     }
 
-    #[inline]
     fn skip(&mut self, bytes: u8) -> Result<(), DecodeError> {
-        let position = self.position.wrapping_add(usize::from(bytes));
-        if position > MAX_LENGTH {
+        self.number(bytes).map(|_| ())
+    }
+
+    /// A number of so many bytes; of more than eight, its low ones.
+    fn number(&mut self, bytes: u8) -> Result<u64, DecodeError> {
+        let end = self.position.wrapping_add(usize::from(bytes));
+        if end > MAX_LENGTH {
             return Err(DecodeError::TooLong);
         }
-        if position > self.bytes.len() {
-            return Err(DecodeError::Truncated);
-        }
-        self.position = position;
-        Ok(())
-    }
-
-    /// An immediate of 1, 2 or 4 bytes, sign-extended.
-    fn immediate(&mut self, bytes: u8) -> Result<u64, DecodeError> {
+        let part = self.bytes.get(self.position..end);
         let mut value = 0u64;
-        for index in 0..u32::from(bytes) {
-            value |= u64::from(self.next()?).wrapping_shl(index.wrapping_mul(8));
+        for byte in part.ok_or(DecodeError::Truncated)?.iter().rev() {
+            value = value << 8 | u64::from(*byte);
         }
-        let unused = 64u32.wrapping_sub(u32::from(bytes).wrapping_mul(8));
-        Ok((value.wrapping_shl(unused) as i64).wrapping_shr(unused) as u64)
+        self.position = end;
+        Ok(value)
     }
 
-    /// Reads a ModRM byte and steps over what belongs to it.
-    fn modrm(&mut self, address_size: u8) -> Result<u8, DecodeError> {
+    /// Reads a ModRM byte and what belongs to it.
+    fn modrm(&mut self, head: &Head, address: &mut Address) -> Result<u8, DecodeError> {
         let modrm = self.next()?;
         if modrm >= REGISTER_FORM {
             return Ok(modrm);
         }
-        let bytes = if address_size == 2 {
-            match (modrm >> 6, modrm & 7) {
-                (0, 6) | (2, _) => 2,
-                (1, _) => 1,
-                _ => 0,
-            }
+        let bytes = if head.address_size == 2 {
+            short_address(modrm, address)
         } else {
-            let sib = if modrm & 7 == 4 {
-                self.bytes.get(self.position).copied().unwrap_or(0)
-            } else {
-                0
-            };
-            address_bytes(modrm, sib)
+            self.long_address(modrm, head, address)?
         };
-        self.skip(bytes)?;
+        address.displacement = signed(self.number(bytes)?, bytes.max(1));
+        // What is relative to the stack or frame pointer is in the stack's segment.
+        if matches!(address.base, Some(4 | 5)) {
+            address.segment = head.segment.unwrap_or(segment::SS);
+        }
         Ok(modrm)
     }
 
-    #[inline]
+    /// 32-bit and 64-bit addresses. Returns the bytes of the displacement.
+    fn long_address(
+        &mut self,
+        modrm: u8,
+        head: &Head,
+        address: &mut Address,
+    ) -> Result<u8, DecodeError> {
+        let mut base = modrm & 7;
+        let has_sib = base == 4;
+        if has_sib {
+            let sib = self.next()?;
+            base = sib & 7;
+            let index = sib >> 3 & 7 | (head.rex & REX_X) << 2;
+            address.index = (index != 4).then_some(index);
+            address.shift = sib >> 6;
+        }
+        if base == 5 && modrm < 0x40 {
+            address.after_instruction = !has_sib && head.mode == Mode::Bits64;
+        } else {
+            address.base = Some(base | (head.rex & REX_B) << 3);
+        }
+        Ok(match modrm >> 6 {
+            0 if base == 5 => 4,
+            0 => 0,
+            1 => 1,
+            _ => 4,
+        })
+    }
+
     fn length(&self) -> Result<u8, DecodeError> {
         u8::try_from(self.position).map_err(|_| DecodeError::TooLong)
     }
 }
 
-/// The opcode maps.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Map {
-    OneByte,
-    /// 0F.
-    TwoByte,
-    /// 0F 38.
-    ThreeByte38,
-    /// 0F 3A.
-    ThreeByte3a,
+/// 16-bit addresses: sums of BX (3) or BP (5) and SI (6) or DI (7). Returns the bytes of the displacement.
+fn short_address(modrm: u8, address: &mut Address) -> u8 {
+    let (base, index) = match modrm & 7 {
+        0 => (Some(3), Some(6)),
+        1 => (Some(3), Some(7)),
+        2 => (Some(5), Some(6)),
+        3 => (Some(5), Some(7)),
+        4 => (Some(6), None),
+        5 => (Some(7), None),
+        6 if modrm < 0x40 => (None, None),
+        6 => (Some(5), None),
+        _ => (Some(3), None),
+    };
+    (address.base, address.index) = (base, index);
+    match modrm >> 6 {
+        0 if base.is_none() => 2,
+        0 => 0,
+        1 => 1,
+        _ => 2,
+    }
 }
 
 /// Prefixes and opcode.
@@ -393,6 +400,8 @@ struct Head {
     repeat: bool,
     /// There is a prefix 66.
     other_operand_size: bool,
+    /// The segment that a prefix names.
+    segment: Option<u8>,
     /// Bytes of an operand that is not a byte: 2, 4 or 8.
     operand_size: u8,
     /// Bytes of an address: 2, 4 or 8.
@@ -402,13 +411,13 @@ struct Head {
 }
 
 impl Head {
-    #[inline]
     fn parse(cursor: &mut Cursor<'_>, mode: Mode) -> Result<Self, DecodeError> {
         let mut rex = 0;
         let mut lock = false;
         let mut repeat = false;
         let mut other_operand_size = false;
         let mut other_address_size = false;
+        let mut segment = None;
         let first = loop {
             let byte = cursor.next()?;
             match byte {
@@ -420,7 +429,10 @@ impl Head {
                 0x67 => other_address_size = true,
                 0xf0 => lock = true,
                 0xf2 | 0xf3 => repeat = true,
-                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 => {}
+                // In 64-bit mode these four have no effect.
+                0x26 | 0x2e | 0x36 | 0x3e if mode == Mode::Bits64 => {}
+                0x26 | 0x2e | 0x36 | 0x3e => segment = Some(byte >> 3 & 3),
+                0x64 | 0x65 => segment = Some(byte & 7),
                 _ => break byte,
             }
             // A REX prefix counts only right before the opcode.
@@ -458,6 +470,7 @@ impl Head {
             lock,
             repeat,
             other_operand_size,
+            segment,
             operand_size,
             address_size,
             map,
@@ -465,19 +478,53 @@ impl Head {
         })
     }
 
-    /// What follows the opcode.
-    fn form(&self) -> Result<u16, DecodeError> {
-        let form = match self.map {
-            Map::OneByte => one_byte_form(self.opcode),
-            Map::TwoByte => two_byte_form(self.opcode),
-            Map::ThreeByte38 => MODRM,
-            Map::ThreeByte3a => MODRM | BYTE,
-        };
-        if form & UNKNOWN != 0 || form & NOT_IN_64 != 0 && self.mode == Mode::Bits64 {
+    /// What the opcode means.
+    fn form(&self) -> Result<Form, DecodeError> {
+        let form = self.map.form(self.opcode);
+        if form & TAIL == UNKNOWN || form & NOT_IN_64 != 0 && self.mode == Mode::Bits64 {
             Err(DecodeError::Unknown)
         } else {
             Ok(form)
         }
+    }
+
+    /// An address with nothing in it yet; in `segment` if no prefix says otherwise.
+    fn address(&self, segment: u8) -> Address {
+        Address {
+            segment: self.segment.unwrap_or(segment),
+            size: self.address_size,
+            base: None,
+            index: None,
+            shift: 0,
+            after_instruction: false,
+            displacement: 0,
+        }
+    }
+
+    /// The register that is not in memory.
+    fn register(&self, form: Form, modrm: u8, width: u8) -> Operand {
+        let register = modrm >> 3 & 7;
+        if form & MODRM == 0 {
+            Operand::Register(0)
+        } else if width == 1 && self.rex == 0 && register >= 4 {
+            Operand::HighByte(register & 3)
+        } else {
+            Operand::Register(register | (self.rex & REX_R) << 1)
+        }
+    }
+
+    /// Whether the prefixes, and the mode, do not turn the instruction into another one, or an invalid one.
+    fn permits(&self, instruction: &Instruction) -> bool {
+        let is_plain = !self.repeat && !self.other_operand_size;
+        let has_mandatory_prefix = match (self.map, self.opcode) {
+            (Map::OneByte, 0x63) => self.mode != Mode::Bits64,
+            // With prefixes MOVNTI has no meaning, and MOVBE is CRC32 or has none.
+            (Map::TwoByte, 0xc3) => !is_plain || instruction.width < 4,
+            (Map::ThreeByte38, _) => self.repeat,
+            _ => false,
+        };
+        let is_lockable = instruction.reads() && instruction.writes() && !instruction.is_string();
+        !has_mandatory_prefix && (is_lockable || !self.lock)
     }
 
     /// Whether the ModRM byte does not turn the instruction into something else.
@@ -491,165 +538,24 @@ impl Head {
         }
     }
 
-    fn immediate_bytes(&self, form: u16, modrm: u8) -> u8 {
+    /// Bytes that follow the ModRM byte and what belongs to it.
+    fn tail_bytes(&self, form: Form, modrm: u8) -> u8 {
         let of_operand = self.operand_size.min(4);
-        let mut bytes = 0u8;
-        if form & BYTE != 0 {
-            bytes = bytes.wrapping_add(1);
+        match form & TAIL {
+            BYTE => 1,
+            WORD => 2,
+            WORD_BYTE => 3,
+            OPERAND => of_operand,
+            FULL_OPERAND => self.operand_size,
+            RELATIVE if self.mode == Mode::Bits64 => 4,
+            RELATIVE => of_operand,
+            ADDRESS => self.address_size,
+            FAR => of_operand.wrapping_add(2),
+            TEST_OPERAND if modrm >> 3 & 7 >= 2 => 0,
+            TEST_OPERAND if form & BYTE_WIDE != 0 => 1,
+            TEST_OPERAND => of_operand,
+            _ => 0,
         }
-        if form & WORD != 0 {
-            bytes = bytes.wrapping_add(2);
-        }
-        if form & OPERAND != 0 {
-            bytes = bytes.wrapping_add(of_operand);
-        }
-        if form & FULL_OPERAND != 0 {
-            bytes = bytes.wrapping_add(self.operand_size);
-        }
-        if form & RELATIVE != 0 {
-            let fixed = self.mode == Mode::Bits64;
-            bytes = bytes.wrapping_add(if fixed { 4 } else { of_operand });
-        }
-        if form & ADDRESS != 0 {
-            bytes = bytes.wrapping_add(self.address_size);
-        }
-        if form & FAR != 0 {
-            bytes = bytes.wrapping_add(of_operand).wrapping_add(2);
-        }
-        if form & TEST != 0 && modrm >> 3 & 7 < 2 {
-            let byte = self.opcode & 1 == 0;
-            bytes = bytes.wrapping_add(if byte { 1 } else { of_operand });
-        }
-        bytes
-    }
-}
-
-/// A ModRM byte with what it brings.
-const MODRM: u16 = 1;
-/// An immediate byte.
-const BYTE: u16 = 1 << 1;
-/// An immediate of two bytes.
-const WORD: u16 = 1 << 2;
-/// An immediate of the operand's size, at most four bytes.
-const OPERAND: u16 = 1 << 3;
-/// An immediate of the operand's size.
-const FULL_OPERAND: u16 = 1 << 4;
-/// A distance: four bytes in 64-bit mode, else of the operand's size.
-const RELATIVE: u16 = 1 << 5;
-/// An address of the address size.
-const ADDRESS: u16 = 1 << 6;
-/// A far pointer.
-const FAR: u16 = 1 << 7;
-/// Group 3: TEST has an immediate, the others have none.
-const TEST: u16 = 1 << 8;
-/// Invalid in 64-bit mode.
-const NOT_IN_64: u16 = 1 << 9;
-/// Not known here.
-const UNKNOWN: u16 = 1 << 10;
-
-const fn one_byte_form(opcode: u8) -> u16 {
-    match opcode {
-        // The eight arithmetic operations.
-        0x00..=0x3f => match opcode & 7 {
-            0..=3 => MODRM,
-            4 => BYTE,
-            5 => OPERAND,
-            _ => NOT_IN_64,
-        },
-        0x40..=0x5f => 0,
-        0x60 | 0x61 => NOT_IN_64,
-        0x62 => MODRM | NOT_IN_64,
-        0x63 => MODRM,
-        0x64..=0x67 => UNKNOWN,
-        0x68 => OPERAND,
-        0x69 => MODRM | OPERAND,
-        0x6a => BYTE,
-        0x6b => MODRM | BYTE,
-        0x6c..=0x6f => 0,
-        0x70..=0x7f => BYTE,
-        0x80 | 0x83 => MODRM | BYTE,
-        0x81 => MODRM | OPERAND,
-        0x82 => MODRM | BYTE | NOT_IN_64,
-        0x84..=0x8f => MODRM,
-        0x90..=0x99 => 0,
-        0x9a => FAR | NOT_IN_64,
-        0x9b..=0x9f => 0,
-        0xa0..=0xa3 => ADDRESS,
-        0xa4..=0xa7 => 0,
-        0xa8 => BYTE,
-        0xa9 => OPERAND,
-        0xaa..=0xaf => 0,
-        0xb0..=0xb7 => BYTE,
-        0xb8..=0xbf => FULL_OPERAND,
-        0xc0 | 0xc1 => MODRM | BYTE,
-        0xc2 => WORD,
-        0xc3 => 0,
-        0xc4 | 0xc5 => MODRM | NOT_IN_64,
-        0xc6 => MODRM | BYTE,
-        0xc7 => MODRM | OPERAND,
-        0xc8 => WORD | BYTE,
-        0xc9 => 0,
-        0xca => WORD,
-        0xcb | 0xcc => 0,
-        0xcd => BYTE,
-        0xce => NOT_IN_64,
-        0xcf => 0,
-        0xd0..=0xd3 => MODRM,
-        0xd4 | 0xd5 => BYTE | NOT_IN_64,
-        0xd6 => NOT_IN_64,
-        0xd7 => 0,
-        0xd8..=0xdf => MODRM,
-        0xe0..=0xe7 => BYTE,
-        0xe8 | 0xe9 => RELATIVE,
-        0xea => FAR | NOT_IN_64,
-        0xeb => BYTE,
-        0xec..=0xef => 0,
-        0xf1 => 0,
-        0xf0 | 0xf2 | 0xf3 => UNKNOWN,
-        0xf4 | 0xf5 => 0,
-        0xf6 | 0xf7 => MODRM | TEST,
-        0xf8..=0xfd => 0,
-        0xfe | 0xff => MODRM,
-    }
-}
-
-const fn two_byte_form(opcode: u8) -> u16 {
-    match opcode {
-        0x00..=0x03 => MODRM,
-        0x05..=0x09 | 0x0b | 0x0e => 0,
-        0x0d => MODRM,
-        // 3DNow!, whose opcode comes last.
-        0x0f => MODRM | BYTE,
-        0x10..=0x1f => MODRM,
-        // Moves of control and debug registers, whose ModRM byte always names registers.
-        0x20..=0x27 => UNKNOWN,
-        0x28..=0x2f => MODRM,
-        0x30..=0x35 | 0x37 => 0,
-        0x40..=0x6f => MODRM,
-        0x70..=0x73 => MODRM | BYTE,
-        0x74..=0x76 => MODRM,
-        0x77 => 0,
-        0x78 | 0x79 => MODRM,
-        0x7c..=0x7f => MODRM,
-        0x80..=0x8f => RELATIVE,
-        0x90..=0x9f => MODRM,
-        0xa0..=0xa2 => 0,
-        0xa3 => MODRM,
-        0xa4 => MODRM | BYTE,
-        0xa5 => MODRM,
-        0xa8..=0xaa => 0,
-        0xab => MODRM,
-        0xac => MODRM | BYTE,
-        0xad..=0xb9 => MODRM,
-        0xba => MODRM | BYTE,
-        0xbb..=0xc1 => MODRM,
-        0xc2 => MODRM | BYTE,
-        0xc3 => MODRM,
-        0xc4..=0xc6 => MODRM | BYTE,
-        0xc7 => MODRM,
-        0xc8..=0xcf => 0,
-        0xd0..=0xff => MODRM,
-        _ => UNKNOWN,
     }
 }
 

@@ -1,10 +1,9 @@
 //! EPT violations, and reading the instruction that a guest is at.
 
-use super::decode::{
-    DecodeError, Direction, Instruction, MAX_LENGTH, Mode, Operand, decode, length,
-};
+use super::decode::{DecodeError, Instruction, MAX_LENGTH, Mode, decode, length, segment};
+use super::mmio::{Refused, Registers};
 use super::store::{Source, plain_store};
-use super::walk::{GuestMemory, Paging};
+use super::walk::{GuestMemory, Paging, Rights};
 use super::{Verdict, interrupt, mmio};
 use crate::cell::moderated::{self, Lookup};
 use crate::cell::root::RootShare;
@@ -30,6 +29,9 @@ use crate::virt::vmx::instructions::{invalidate_ept, read, write};
 const CS_LONG: u64 = 1 << 13;
 /// Access rights of CS: 32-bit default size.
 const CS_DEFAULT_32: u64 = 1 << 14;
+
+/// RFLAGS.AC.
+const ALIGNMENT_CHECK: u64 = 1 << 18;
 
 struct Reader<'a>(&'a PerCpu);
 
@@ -58,23 +60,37 @@ fn to_physical_inline(cpu: &PerCpu, address: u64) -> Option<HostPhysical> {
         let own = address < parameters::physical_end() && system::is_roots(address);
         return own.then_some(HostPhysical::new(address));
     }
-    through_ept(address)
+    through_ept(address, Right::Read)
+}
+
+/// What a guest wants of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Right {
+    /// Bit 0 of entries of the EPT.
+    Read = 1,
+    /// Bits 0 and 1.
+    Write = 3,
+}
+
+/// Where the guest's memory at `address` is, if it has it mapped with that right.
+pub(super) fn to_own_memory(address: u64, right: Right) -> Option<HostPhysical> {
+    through_ept(address, right)
 }
 
 const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
 
 /// Walks the EPT in use.
 #[inline(never)]
-fn through_ept(address: u64) -> Option<HostPhysical> {
+fn through_ept(address: u64, right: Right) -> Option<HostPhysical> {
     let mut table = HostPhysical::new(read(Field::EptPointer) & ADDRESS_MASK);
-    let (readable, large) = (1, 1 << 7);
+    let (right, large) = (right as u64, 1 << 7);
     for shift in [39u32, 30, 21, 12] {
         let index = (address.wrapping_shr(shift) & 0x1ff) as usize;
         let entry = LinearTables
             .entries(table)
             .get(index)?
             .load(core::sync::atomic::Ordering::Relaxed);
-        if entry & readable == 0 {
+        if entry & right != right {
             return None;
         }
         if shift == 12 || entry & large != 0 {
@@ -106,6 +122,32 @@ fn mode() -> Mode {
     } else {
         Mode::Bits16
     }
+}
+
+/// Where the segment with this number (of an instruction) begins.
+pub(super) fn segment_base(number: u8) -> u64 {
+    let field = match number {
+        segment::FS => Field::GuestFsBase,
+        segment::GS => Field::GuestGsBase,
+        _ if mode() == Mode::Bits64 => return 0,
+        segment::ES => Field::GuestEsBase,
+        segment::CS => Field::GuestCsBase,
+        segment::SS => Field::GuestSsBase,
+        _ => Field::GuestDsBase,
+    };
+    read(field)
+}
+
+/// The guest-physical address of `linear`, if the guest may read or write there.
+pub(super) fn translate(cpu: &PerCpu, linear: u64, right: Right) -> Option<u64> {
+    let privilege = read(Field::GuestSsAccessRights) >> 5 & 3;
+    let rights = Rights {
+        write: right == Right::Write,
+        user: privilege == 3,
+        alignment_check: read(Field::GuestRflags) & ALIGNMENT_CHECK != 0,
+    };
+    let found = paging().translate_for(&mut Reader(cpu), GuestVirtual::new(linear), rights);
+    found.ok().map(GuestPhysical::as_u64)
 }
 
 /// Copies the bytes at the guest's RIP. Returns how many could be read, at most 16; `None`: not one.
@@ -272,9 +314,7 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     }
     super::fault::record(cpu, frame, address);
     if !delivering && let Some(fetched) = Fetched::new(cpu) {
-        if !qualification.contains(EptViolation::WRITE) {
-            read_ones(frame, &fetched);
-        }
+        mmio::read_ones(frame, &fetched);
         if fetched.skip() {
             return Verdict::Resume;
         }
@@ -283,16 +323,6 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
         return Verdict::Resume;
     }
     Verdict::Inject(Exception::GENERAL_PROTECTION)
-}
-
-/// A read where there is not even a hole finds ones.
-fn read_ones(frame: &mut Frame, fetched: &Fetched) {
-    if let Ok(Instruction::Access(access)) = fetched.decode()
-        && access.direction == Direction::Read
-        && let Operand::Register(number) = access.operand
-    {
-        frame.set_register(number, access.loaded(frame.register(number), u64::MAX));
-    }
 }
 
 /// An event whose delivery the exit interrupted is delivered anew. `true`: there was one.
@@ -372,31 +402,41 @@ fn apic_access(cpu: &PerCpu, frame: &mut Frame, qualification: EptViolation) -> 
         // The instruction's memory is changing hands at this moment: Linux tries again.
         return Verdict::Resume;
     };
-    let Ok(Instruction::Access(access)) = fetched.decode() else {
-        return if fetched.skip() {
-            Verdict::Resume
-        } else {
-            Verdict::Violation { address }
-        };
-    };
-    let register = (address & 0xff0) as u16;
-    // Only aligned 4-byte accesses are defined (SDM, "Local APIC Registers"); others have no effect.
-    if access.width == 4 && address & 0xf == 0 && !cpu.x2apic {
-        let before = apic::read_page(register);
-        let number = match access.operand {
-            Operand::Register(number) => number,
-            Operand::HighByte(_) | Operand::Immediate(_) => 0,
-        };
-        if access.direction != Direction::Read {
-            interrupt::xapic_write(cpu, register, access.stored(frame.register(number)) as u32);
-        }
-        if access.direction != Direction::Write {
-            let loaded = access.loaded(frame.register(number), u64::from(before));
-            frame.set_register(number, loaded);
-        }
+    // What has no effect does nothing to the guest's registers either.
+    if let Ok(instruction) = fetched.decode() {
+        let mut page = ApicPage { cpu };
+        let _ = mmio::carry_out(frame, &mut page, address & 0xfff, &instruction);
     }
-    advance_by(access.length);
-    Verdict::Resume
+    if fetched.skip() {
+        Verdict::Resume
+    } else {
+        Verdict::Violation { address }
+    }
+}
+
+/// The registers of the xAPIC. Only aligned 4-byte accesses are defined (SDM, "Local APIC Registers").
+struct ApicPage<'a> {
+    cpu: &'a PerCpu,
+}
+
+impl ApicPage<'_> {
+    fn check(&self, offset: u64, width: u8) -> Result<u16, Refused> {
+        let is_defined = width == 4 && offset & 0xf == 0 && !self.cpu.x2apic;
+        is_defined.then_some(offset as u16).ok_or(Refused)
+    }
+}
+
+impl Registers for ApicPage<'_> {
+    fn read(&mut self, offset: u64, width: u8) -> Result<u64, Refused> {
+        let register = self.check(offset, width)?;
+        Ok(u64::from(apic::read_page(register)))
+    }
+
+    fn write(&mut self, offset: u64, width: u8, value: u64) -> Result<(), Refused> {
+        let register = self.check(offset, width)?;
+        interrupt::xapic_write(self.cpu, register, value as u32);
+        Ok(())
+    }
 }
 
 /// Moves the guest behind its instruction.

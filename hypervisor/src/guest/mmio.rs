@@ -4,9 +4,10 @@
 //! Invariant: an access is let through only inside its range, and as the keeper of the range permits. What is refused
 //! stops a cell's CPU with the address on record; the root's reads ones or writes nothing, and is counted.
 
-use super::decode::{Access, Direction, Instruction, Operand};
-use super::memory::{Fetched, advance_by};
-use super::{Verdict, fault};
+use super::decode::{Instruction, Operation};
+use super::execute::execute;
+use super::memory::{Fetched, advance_by, segment_base};
+use super::{Verdict, fault, strings};
 use crate::cell::moderated::{Moderated, What};
 use crate::cpu::PerCpu;
 use crate::cpu::window::Windows;
@@ -15,7 +16,7 @@ use crate::system;
 use crate::virt::vmx::control::Exception;
 use crate::virt::vmx::entry::Frame;
 use crate::virt::vmx::fields::{EptViolation, Field, INTERRUPTION_VALID};
-use crate::virt::vmx::instructions::read;
+use crate::virt::vmx::instructions::{read, write};
 
 /// Registers that guests reach through the hypervisor only, at offsets from their start.
 ///
@@ -40,7 +41,7 @@ pub trait Registers {
 pub struct Refused;
 
 /// Lets `run` use the registers of a moderated range.
-fn with_registers<R>(
+pub(super) fn with_registers<R>(
     cpu: &mut PerCpu,
     range: &Moderated,
     run: impl FnOnce(&mut dyn Registers) -> R,
@@ -188,41 +189,89 @@ pub fn serve(
             Verdict::Violation { address }
         };
     };
-    let offset = address.wrapping_sub(range.start);
-    if let Ok(Instruction::Access(access)) = fetched.decode() {
-        let done = with_registers(cpu, range, |registers| {
-            carry_out(frame, registers, offset, &access)
-        });
-        if done.is_ok() {
-            advance_by(access.length);
-            return Verdict::Resume;
-        }
+    let done = match fetched.decode() {
+        Ok(instruction) => whole(cpu, frame, range, address, &instruction),
+        Err(_) => Err(Refused),
+    };
+    match done {
+        Ok(()) => Verdict::Resume,
+        Err(Refused) => refuse(cpu, frame, &fetched, address),
     }
-    refuse(cpu, frame, &fetched, address)
 }
 
-fn carry_out(
+/// Does all of an instruction, or one element of a string instruction.
+fn whole(
+    cpu: &mut PerCpu,
+    frame: &mut Frame,
+    range: &Moderated,
+    address: u64,
+    instruction: &Instruction,
+) -> Result<(), Refused> {
+    let is_string = instruction.is_string();
+    if is_string && strings::is_empty(frame, instruction) {
+        advance_by(instruction.length);
+        return Ok(());
+    }
+    if instruction.operation == Operation::MOVS {
+        strings::copy(cpu, frame, instruction)?;
+    } else {
+        check_place(frame, address, instruction)?;
+        let offset = address.wrapping_sub(range.start);
+        with_registers(cpu, range, |registers| {
+            carry_out(frame, registers, offset, instruction)
+        })?;
+    }
+    if !is_string || strings::step(frame, instruction) {
+        advance_by(instruction.length);
+    }
+    Ok(())
+}
+
+/// An operand that begins in the page before has its second half at `address`: that is two accesses.
+fn check_place(frame: &Frame, address: u64, instruction: &Instruction) -> Result<(), Refused> {
+    let place = &instruction.address;
+    let next = read(Field::GuestRip).wrapping_add(u64::from(instruction.length));
+    let offset = place.offset(|number| frame.register(number), next);
+    let linear = segment_base(place.segment).wrapping_add(offset);
+    ((linear ^ address) & 0xfff == 0)
+        .then_some(())
+        .ok_or(Refused)
+}
+
+/// Does what the instruction says to memory, registers and flags. What is refused changes no register.
+pub(super) fn carry_out(
     frame: &mut Frame,
     registers: &mut dyn Registers,
     offset: u64,
-    access: &Access,
+    instruction: &Instruction,
 ) -> Result<(), Refused> {
-    let number = match access.operand {
-        Operand::Register(number) | Operand::HighByte(number) => number,
-        Operand::Immediate(_) => 0,
+    let data = if instruction.reads() {
+        registers.read(offset, instruction.width)?
+    } else {
+        0
     };
-    let before = frame.register(number);
-    let data = match access.direction {
-        Direction::Write => None,
-        Direction::Read | Direction::Exchange => Some(registers.read(offset, access.width)?),
-    };
-    if access.direction != Direction::Read {
-        registers.write(offset, access.width, access.stored(before))?;
+    let flags = read(Field::GuestRflags);
+    let outcome = execute(instruction, data, |number| frame.register(number), flags);
+    if let Some(value) = outcome.memory {
+        registers.write(offset, instruction.width, value)?;
     }
-    if let Some(data) = data {
-        frame.set_register(number, access.loaded(before, data));
+    if let Some((number, value)) = outcome.register {
+        frame.set_register(number, value);
+    }
+    if outcome.flags != flags {
+        write(Field::GuestRflags, outcome.flags);
     }
     Ok(())
+}
+
+/// What an instruction reads where there is nothing are ones. Of a string instruction nothing is done.
+pub(super) fn read_ones(frame: &mut Frame, fetched: &Fetched) {
+    if let Ok(instruction) = fetched.decode()
+        && !instruction.is_string()
+    {
+        // Nobody is asked, so nothing is refused.
+        let _ = carry_out(frame, &mut Nothing, 0, &instruction);
+    }
 }
 
 /// What is refused, or not understood, stops a cell's CPU. The root's instruction is stepped over if its end is known;
@@ -232,10 +281,7 @@ fn refuse(cpu: &mut PerCpu, frame: &mut Frame, fetched: &Fetched, address: u64) 
         return Verdict::Violation { address };
     }
     fault::record(cpu, frame, address);
-    if let Ok(Instruction::Access(access)) = fetched.decode() {
-        // Nobody is asked, so nothing is refused.
-        let _ = carry_out(frame, &mut Nothing, 0, &access);
-    }
+    read_ones(frame, fetched);
     if fetched.skip() {
         Verdict::Resume
     } else {

@@ -7,14 +7,19 @@ pub mod bitmaps;
 pub mod control_register;
 pub mod cpuid;
 pub mod decode;
+pub mod execute;
 pub mod fault;
 pub mod interrupt;
 pub mod memory;
 pub mod mmio;
 pub mod msr;
 pub mod mtrr;
+#[cfg(test)]
+mod native;
+mod opcodes;
 pub mod port;
 pub mod store;
+mod strings;
 pub mod walk;
 
 use crate::virt::vmx::control::Exception;

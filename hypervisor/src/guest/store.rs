@@ -78,26 +78,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::guest::decode::{Direction, Instruction, Mode, Operand, decode};
+    use crate::guest::decode::{Mode, Operand, Operation, decode};
 
     fn agrees(bytes: u128) {
         let Some(store) = plain_store(bytes) else {
             return;
         };
         let decoded = decode(&bytes.to_le_bytes()[..15], Mode::Bits64);
-        let Ok(Instruction::Access(access)) = decoded else {
+        let Ok(instruction) = decoded else {
             panic!("{bytes:#034x}: {store:?} but {decoded:?}");
         };
-        assert_eq!(access.length, store.length, "{bytes:#034x}");
-        assert_eq!(
-            (access.direction, access.width),
-            (Direction::Write, 4),
-            "{bytes:#034x}"
-        );
-        match store.source {
-            Source::Register(number) => assert_eq!(access.operand, Operand::Register(number)),
-            Source::Immediate(value) => assert_eq!(access.stored(0), u64::from(value)),
-        }
+        assert_eq!(instruction.length, store.length, "{bytes:#034x}");
+        let is_store = instruction.operation == Operation::MOVE && !instruction.to_register;
+        assert_eq!((is_store, instruction.width), (true, 4), "{bytes:#034x}");
+        let operand = match store.source {
+            Source::Register(number) => Operand::Register(number),
+            Source::Immediate(value) => Operand::Immediate(value as i32 as u64),
+        };
+        assert_eq!(instruction.operand, operand, "{bytes:#034x}");
     }
 
     #[test]

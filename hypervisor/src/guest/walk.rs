@@ -1,8 +1,8 @@
 //! A walk of a guest's page tables in software, to fetch the instruction that has caused an exit.
 //!
 //! The guest may change its tables meanwhile, and they may lead anywhere: the walk reads at most one entry for each
-//! level, through [`GuestMemory`], and takes what it finds for an allegation. Rights are not looked at, since the guest
-//! has just executed the instruction. SDM volume 3, "Paging".
+//! level, through [`GuestMemory`], and takes what it finds for an allegation. To fetch an instruction that the guest has just
+//! executed rights are not looked at; for data they are. SDM volume 3, "Paging".
 #![forbid(unsafe_code)]
 
 use crate::memory::address::{GuestPhysical, GuestVirtual};
@@ -26,6 +26,8 @@ pub enum WalkError {
     NotCanonical,
     /// A table is not in the guest's memory.
     Unreadable,
+    /// The guest may not do that there.
+    Denied,
 }
 
 /// The registers that say how a guest's addresses are translated.
@@ -41,6 +43,19 @@ pub struct Paging {
     pub efer: u64,
 }
 
+/// What is asked of a guest's memory, and by whom.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rights {
+    /// It shall be written.
+    pub write: bool,
+    /// By the guest's user mode.
+    pub user: bool,
+    /// RFLAGS.AC, by which the supervisor is let into the user's pages.
+    pub alignment_check: bool,
+}
+
+const CR0_WRITE_PROTECT: u64 = 1 << 16;
+const CR4_SMAP: u64 = 1 << 21;
 const CR0_PAGING: u64 = 1 << 31;
 const CR4_PAGE_SIZE_EXTENSIONS: u64 = 1 << 4;
 const CR4_PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
@@ -48,6 +63,8 @@ const CR4_FIVE_LEVELS: u64 = 1 << 12;
 const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
 
 const PRESENT: u64 = 1;
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
 const LARGE: u64 = 1 << 7;
 /// Bits 51 to 12.
 const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
@@ -83,6 +100,70 @@ impl Paging {
             let large = self.cr4 & CR4_PAGE_SIZE_EXTENSIONS != 0;
             two_levels(memory, self.cr3, large, number)
         }
+    }
+
+    /// Where `address` leads to, if the tables grant the rights. The bits that tell of accesses and writes are left as
+    /// they are.
+    ///
+    /// # Errors
+    /// See [`WalkError`].
+    pub fn translate_for<M: GuestMemory>(
+        &self,
+        memory: &mut M,
+        address: GuestVirtual,
+        rights: Rights,
+    ) -> Result<GuestPhysical, WalkError> {
+        let has_long_mode = self.efer & EFER_LONG_MODE_ACTIVE != 0;
+        let has_pointers = self.cr4 & CR4_PHYSICAL_ADDRESS_EXTENSION != 0 && !has_long_mode;
+        let mut recorder = Recorder {
+            memory,
+            skip: has_pointers,
+            granted: u64::MAX,
+        };
+        let found = self.translate(&mut recorder, address)?;
+        let granted = recorder.granted;
+        if self.cr0 & CR0_PAGING == 0 {
+            return Ok(found);
+        }
+        let (is_writable, is_users) = (granted & WRITABLE != 0, granted & USER != 0);
+        let is_granted = if rights.user {
+            is_users && (is_writable || !rights.write)
+        } else {
+            let is_protected = self.cr0 & CR0_WRITE_PROTECT != 0;
+            let is_barred = self.cr4 & CR4_SMAP != 0 && is_users && !rights.alignment_check;
+            !is_barred && (is_writable || !is_protected || !rights.write)
+        };
+        is_granted.then_some(found).ok_or(WalkError::Denied)
+    }
+}
+
+/// Reads entries, and notes what all of them grant.
+struct Recorder<'a, M> {
+    memory: &'a mut M,
+    /// The next entry is one of PAE paging's pointers, which grant everything.
+    skip: bool,
+    granted: u64,
+}
+
+impl<M> Recorder<'_, M> {
+    fn note(&mut self, entry: u64) {
+        if !core::mem::take(&mut self.skip) {
+            self.granted &= entry;
+        }
+    }
+}
+
+impl<M: GuestMemory> GuestMemory for Recorder<'_, M> {
+    fn read_entry(&mut self, address: GuestPhysical) -> Option<u64> {
+        let entry = self.memory.read_entry(address)?;
+        self.note(entry);
+        Some(entry)
+    }
+
+    fn read_entry32(&mut self, address: GuestPhysical) -> Option<u32> {
+        let entry = self.memory.read_entry32(address)?;
+        self.note(entry.into());
+        Some(entry)
     }
 }
 
@@ -199,6 +280,10 @@ fn two_levels<M: GuestMemory>(
     let table = read(directory, address.wrapping_shr(12))?;
     Ok(GuestPhysical::new(table & 0xffff_f000 | address & 0xfff))
 }
+
+#[cfg(test)]
+#[path = "walk_rights_tests.rs"]
+mod rights_tests;
 
 #[cfg(test)]
 mod tests {
