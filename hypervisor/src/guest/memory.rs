@@ -20,8 +20,8 @@ use crate::virt::vmx::control::Exception;
 use crate::virt::vmx::entry::Frame;
 use crate::virt::vmx::exit::{SLOW, finish};
 use crate::virt::vmx::fields::{
-    BLOCKING_BY_NMI, EptViolation, Field, INTERRUPTION_ERROR_CODE, INTERRUPTION_NMI,
-    INTERRUPTION_TYPE, INTERRUPTION_VALID,
+    BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI, EptViolation, Field,
+    INTERRUPTION_ERROR_CODE, INTERRUPTION_NMI, INTERRUPTION_TYPE, INTERRUPTION_VALID,
 };
 use crate::virt::vmx::instructions::{invalidate_ept, read, write};
 
@@ -30,6 +30,8 @@ const CS_LONG: u64 = 1 << 13;
 /// Access rights of CS: 32-bit default size.
 const CS_DEFAULT_32: u64 = 1 << 14;
 
+/// RFLAGS.RF.
+const RESUME_FLAG: u64 = 1 << 16;
 /// RFLAGS.AC.
 const ALIGNMENT_CHECK: u64 = 1 << 18;
 
@@ -439,10 +441,17 @@ impl Registers for ApicPage<'_> {
     }
 }
 
-/// Moves the guest behind its instruction.
+/// Moves the guest behind its instruction, which ends what held up interrupts or a breakpoint for its length.
 pub(super) fn advance_by(length: u8) {
-    write(
-        Field::GuestRip,
-        read(Field::GuestRip).wrapping_add(u64::from(length)),
-    );
+    let next = read(Field::GuestRip).wrapping_add(u64::from(length));
+    let end = if mode() == Mode::Bits64 {
+        u64::MAX
+    } else {
+        u32::MAX.into()
+    };
+    write(Field::GuestRip, next & end);
+    let held_up = BLOCKING_BY_STI | BLOCKING_BY_MOV_SS;
+    let interruptibility = read(Field::GuestInterruptibility);
+    write(Field::GuestInterruptibility, interruptibility & !held_up);
+    write(Field::GuestRflags, read(Field::GuestRflags) & !RESUME_FLAG);
 }
