@@ -3,4 +3,5 @@
 pub mod apic;
 pub mod interrupt_command;
 pub mod interrupt_route;
+pub mod io_apic;
 pub mod pci;

@@ -1,0 +1,127 @@
+//! What an entry may do: to whom its messages may go, and which vectors it may have.
+//!
+//! Invariant: an entry that is not masked reaches processors of its owner only, raises no SMI and no INIT, and a
+//! level-triggered one has a vector that no pin of another owner has at that time.
+//!
+//! The last is needed because a local APIC tells *all* IOAPICs of the end of a level-triggered interrupt, by its vector,
+//! and each pin with this vector takes it for the end of its own. If a cell's and the root's pins had one vector, each end
+//! would let the other's line interrupt once more than its handler expects. So the vectors of level-triggered pins are
+//! parted: those of [`CELL_LEVEL_VECTORS`] are the cells', of which the first to use one has it, and all others the root's.
+//! Linux has its own messages between CPUs there and gives them to no pin.
+#![forbid(unsafe_code)]
+
+use core::ops::RangeInclusive;
+
+use super::entry::{Entry, mode};
+use crate::device::interrupt_command::{Processor, Target};
+
+/// Vectors that level-triggered pins of cells have, and no others.
+pub const CELL_LEVEL_VECTORS: RangeInclusive<u8> = 0xf0..=0xff;
+/// The first vector that an APIC takes.
+const FIRST_VECTOR: u8 = 16;
+/// The destination that is everyone.
+const BROADCAST: u8 = 0xff;
+
+/// The root cell.
+pub const ROOT: u32 = 0;
+
+/// A processor that messages may reach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Receiver {
+    /// How it can be addressed.
+    pub processor: Processor,
+    /// The cell that has it. `None`: it is on its way from one to another, and whether its APIC is in x2APIC mode is not
+    /// certain.
+    pub owner: Option<u32>,
+}
+
+impl Receiver {
+    fn is_addressed(&self, entry: Entry) -> bool {
+        let destination = entry.destination();
+        let target = if destination == BROADCAST {
+            Target::All
+        } else if entry.logical() {
+            Target::Logical(destination)
+        } else {
+            Target::Physical(destination.into())
+        };
+        let is_addressed = |x2apic| {
+            let processor = Processor {
+                x2apic,
+                ..self.processor
+            };
+            target.addresses(&processor, false)
+        };
+        is_addressed(self.processor.x2apic)
+            || (self.owner.is_none() && is_addressed(!self.processor.x2apic))
+    }
+}
+
+/// All processors of the machine.
+pub trait Receivers {
+    /// How many there are.
+    fn count(&self) -> u32;
+    /// One of them.
+    fn get(&self, number: u32) -> Option<Receiver>;
+}
+
+/// What hardware may get of an entry that `owner` wrote; `remapped`: an IOMMU remaps interrupts, and Linux programs it.
+/// `None`: it has to stay masked.
+#[must_use]
+pub fn judge(
+    entry: Entry,
+    owner: u32,
+    remapped: bool,
+    receivers: &impl Receivers,
+) -> Option<Entry> {
+    if remapped && owner == ROOT {
+        // What the message is stands in the IOMMU's table.
+        return Some(entry);
+    }
+    let entry = entry.with_remapped(false).with_index(0);
+    if entry.masked() {
+        return Some(entry);
+    }
+    if remapped {
+        return None;
+    }
+    let is_root = owner == ROOT;
+    let entry = match entry.delivery_mode() {
+        mode::FIXED | mode::LOWEST_PRIORITY => {
+            let is_of_cells = CELL_LEVEL_VECTORS.contains(&entry.vector());
+            let may_be_level = is_of_cells != is_root;
+            if entry.vector() < FIRST_VECTOR || entry.level() && !may_be_level {
+                return None;
+            }
+            entry
+        }
+        // An edge whatever the trigger mode is.
+        mode::NMI => entry.with_level(false),
+        mode::EXTERNAL if is_root => entry,
+        _ => return None,
+    };
+    direct(entry, owner, receivers)
+}
+
+/// The entry with a destination that reaches processors of the owner only: its own, or, if that reached others as well,
+/// the first processor of those of the owner's that it means.
+fn direct(entry: Entry, owner: u32, receivers: &impl Receivers) -> Option<Entry> {
+    let mut first = None;
+    let mut reaches_others = false;
+    for receiver in (0..receivers.count()).filter_map(|number| receivers.get(number)) {
+        if !receiver.is_addressed(entry) {
+            continue;
+        }
+        if receiver.owner == Some(owner) {
+            first = first.or(Some(receiver.processor.apic_id));
+        } else {
+            reaches_others = true;
+        }
+    }
+    let first = first?;
+    if !reaches_others {
+        return Some(entry);
+    }
+    let destination = u8::try_from(first).ok().filter(|id| *id != BROADCAST)?;
+    Some(entry.with_logical(false).with_destination(destination))
+}
