@@ -353,7 +353,7 @@ enumerations! {
         RangePlace, RangeKind, PciConfigurationSize, IoApicPins, HypervisorOnRange, Cpu, DeviceOrder, BarDevice, BarPlace,
         HypervisorOnBar, HypervisorPlace,
     }
-    outcome::Unsupported { Devices, Interrupts, CacheWays }
+    outcome::Unsupported { Devices, RemappedInterrupts, CacheWays }
     outcome::Reason {
         None, ImageInvalid, ImageRevision, ImageVendor, ConfigurationInvalid, ConfigurationRevision,
         ConfigurationChecksum, ConfigurationTooBig, CpuOffline, NoVmx, VmxLockedOff, VmxInUse, HypervisorMemory,
@@ -363,7 +363,7 @@ enumerations! {
         RegionInvalid, RegionOverlap, MemoryOwned, MemoryIsHypervisors, MemoryIsInterruptController, CellMemory,
         PortsOwned, ResetAddress, OutOfFrames, ShutdownDenied, ShutdownTimedOut, CellLocked, CellRunning, LoadOutside,
         CpuDidNotStop, NotScrubbed, CellsExist, ApicMode, NameInvalid, InProgress, NotLoaded, MemoryNotRam, PortsInvalid, DeviceUnknown, DeviceOwned, DeviceIsBridge, DeviceGroupSplit, VectorBudget, InterruptUnknown,
-        InterruptOwned, CacheWaysInvalid, CacheWaysOwned, MsrInvalid, MsrOwned, MemoryIsPciConfiguration,
+        InterruptOwned, InterruptInUse, CacheWaysInvalid, CacheWaysOwned, MsrInvalid, MsrOwned, MemoryIsPciConfiguration,
         MemoryIsIommus, MemoryIsReservedDma, DmaOutsideMemory, MemoryIsDevices, SharedRegionDiffers, Unsupported,
         OtherMachine, MachineInvalid, MemoryUnknown,
     }

@@ -172,6 +172,8 @@ pub enum Reason {
     MachineInvalid = 92,
     /// The region is RAM at an address where the machine has no memory \[index\].
     MemoryUnknown = 93,
+    /// The root uses the interrupt line \[global system interrupt\].
+    InterruptInUse = 100,
 }
 
 /// What [`Reason::MachineInvalid`] is about.
@@ -210,8 +212,8 @@ pub enum MachineFault {
 pub enum Unsupported {
     /// PCI functions in a cell.
     Devices = 1,
-    /// Interrupt lines in a cell.
-    Interrupts = 2,
+    /// Interrupt lines in a cell while an IOMMU remaps interrupts for Linux.
+    RemappedInterrupts = 2,
     /// Cache ways of a cell.
     CacheWays = 3,
 }

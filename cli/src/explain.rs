@@ -431,6 +431,10 @@ fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
             format!("interrupt line {detail} belongs to another cell, or is named twice"),
             "Take it out of one of the two.",
         ),
+        Reason::InterruptInUse => words(
+            format!("Linux uses interrupt line {detail}"),
+            "Make its driver let go of it (`cat /proc/interrupts` names it), or take another line.",
+        ),
         Reason::CacheWaysInvalid => words(
             format!(
                 "the ways {ways:#x} of the level-{level} cache don't exist, or are not adjacent"
@@ -482,7 +486,10 @@ fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
         Reason::Unsupported => words(
             match Unsupported(detail) {
                 Unsupported::Devices => "this build gives no PCI functions to cells yet",
-                Unsupported::Interrupts => "this build gives no interrupt lines to cells yet",
+                Unsupported::RemappedInterrupts => {
+                    "this build gives no interrupt lines to cells while Linux lets an IOMMU remap interrupts (boot it with \
+                     intremap=off)"
+                }
                 Unsupported::CacheWays => "this build gives no cache ways to cells yet",
                 _ => "this build can't do what the configuration asks for yet",
             },

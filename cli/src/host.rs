@@ -23,6 +23,9 @@ const IMAGE_DIRECTORY: &str = "/lib/firmware/gaol";
 /// Where `gaol enable` keeps the system configuration until `gaol disable`.
 const SAVED_SYSTEM: &str = "/run/gaol/system.toml";
 
+/// Linux' interrupts and who uses them.
+const INTERRUPTS: &str = "/proc/interrupts";
+
 /// The machine.
 pub struct Host {
     /// What the module tells about itself.
@@ -37,6 +40,8 @@ pub struct Host {
     pub machine_root: Option<PathBuf>,
     /// The system configuration that Gaol was enabled with is kept here.
     pub saved_system: PathBuf,
+    /// What Linux tells of its interrupts.
+    pub interrupts: PathBuf,
     /// The module.
     pub device: Box<dyn Device>,
 }
@@ -62,6 +67,7 @@ impl Host {
             vendor: vendor(),
             machine_root: None,
             saved_system: SAVED_SYSTEM.into(),
+            interrupts: INTERRUPTS.into(),
             device: Box::new(Driver::new(DEVICE.into())),
         }
     }

@@ -12,6 +12,7 @@ mod driver;
 mod explain;
 mod failure;
 mod host;
+mod interrupts;
 mod memory;
 mod output;
 mod sysfs;

@@ -119,7 +119,9 @@ impl Explainer<'_> {
             | Reason::DeviceIsBridge
             | Reason::VectorBudget => self.device(),
             Reason::DeviceGroupSplit => self.split_group(),
-            Reason::InterruptUnknown | Reason::InterruptOwned => self.interrupt(),
+            Reason::InterruptUnknown | Reason::InterruptOwned | Reason::InterruptInUse => {
+                self.interrupt()
+            }
             Reason::CacheWaysInvalid | Reason::CacheWaysOwned => self.cache_ways(),
             Reason::MsrInvalid | Reason::MsrOwned => self.msr(),
             Reason::Unsupported => self.unsupported(),

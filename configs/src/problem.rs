@@ -93,6 +93,13 @@ impl Problem {
         }
     }
 
+    /// The same with who is behind it.
+    #[must_use]
+    pub fn because(mut self, who: &str) -> Self {
+        self.message = format!("{} ({who})", self.message);
+        self
+    }
+
     /// The same said as a warning.
     #[must_use]
     pub fn as_warning(self, doubt: Doubt) -> Self {

@@ -18,6 +18,7 @@ use crate::device::{Cost, Created, DeviceError, Load, Operation};
 use crate::explain::Facts;
 use crate::failure::{Failure, Result};
 use crate::host::{Host, read_bytes, read_configuration};
+use crate::interrupts;
 use crate::memory::{Shortage, with_blocks};
 use crate::output::{Report, grouped};
 
@@ -70,12 +71,32 @@ pub fn create(host: &mut Host, path: &Path) -> Result<Report> {
         if let Some(problem) = check::unsupported(&cell) {
             return Err(Failure::configuration(vec![problem]));
         }
+        refuse_lines_in_use(host, &cell, &ledger, &machine)?;
     }
     let view = cell.view();
     let created = create_from(host, cell.bytes())
         .map_err(|error| creation_failure(host, error, &cell, &ledger, &machine))?;
     owners::keep(host, created.id, cell.bytes());
     Ok(created_report(created, view.name(), view.cpus()))
+}
+
+/// Refuses interrupt lines that a driver of Linux has. What can't be read is left to the hypervisor, which looks whether
+/// lines are masked.
+fn refuse_lines_in_use(
+    host: &Host,
+    cell: &Cell,
+    ledger: &Ledger,
+    machine: &Machine<'_>,
+) -> Result<()> {
+    let text = std::fs::read_to_string(&host.interrupts).unwrap_or_default();
+    for line in cell.view().interrupts() {
+        if let Some(user) = interrupts::user(&text, line.number) {
+            let refusal = Refusal::new(Reason::InterruptInUse, line.number.into());
+            let problem = explain(refusal, cell, ledger, machine).because(user);
+            return Err(Failure::configuration(vec![problem]));
+        }
+    }
+    Ok(())
 }
 
 /// Creates a cell, with memory blocks where Linux' allocator does not give enough.
@@ -188,6 +209,7 @@ fn creation_failure(
                 | Reason::VectorBudget
                 | Reason::InterruptUnknown
                 | Reason::InterruptOwned
+                | Reason::InterruptInUse
                 | Reason::CacheWaysInvalid
                 | Reason::CacheWaysOwned
                 | Reason::MsrInvalid

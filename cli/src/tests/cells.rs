@@ -85,11 +85,37 @@ fn create_knows_the_ports_of_cells_that_it_made() {
 #[test]
 fn create_says_what_this_build_can_not_do() {
     let machine = Machine::enabled();
-    let text = shipped("hello.toml").replace("cpus = [2]", "cpus = [2]\ninterrupts = [4]");
+    let text =
+        shipped("hello.toml").replace("cpus = [2]", "cpus = [2]\ncache-ways = { l3 = [0, 1] }");
     let file = machine.write("hello.toml", &text);
     let json = machine.run(&["cell", "create", &file, "--json"]).json();
     assert_eq!(json["error"]["reason"], "unsupported");
     assert_eq!(json["error"]["line"], 6);
+}
+
+#[test]
+fn create_refuses_interrupt_lines_that_linux_uses() {
+    let machine = Machine::enabled();
+    let text = shipped("hello.toml").replace("cpus = [2]", "cpus = [2]\ninterrupts = [3, 4]");
+    let file = machine.write("hello.toml", &text);
+    machine.write(
+        "interrupts",
+        "  4:   0   412   IO-APIC   4-edge      ttyS0\n  3:   0   0   PCI-MSI   3-edge   other\n",
+    );
+    let said = machine.run(&["cell", "create", &file]).failure();
+    assert!(
+        said.contains("Linux uses interrupt line 4 (ttyS0)"),
+        "{said}"
+    );
+    assert!(said.contains("let go of it"), "{said}");
+    let json = machine.run(&["cell", "create", &file, "--json"]).json();
+    assert_eq!(json["error"]["reason"], "interrupt_in_use");
+    assert_eq!(json["error"]["line"], 6);
+    machine.assert_untouched();
+    // Nobody has the others.
+    machine.write("interrupts", "  4:   0   412   IO-APIC   4-edge\n");
+    machine.run(&["cell", "create", &file]).text();
+    assert!(matches!(machine.request(), Request::Create(_)));
 }
 
 #[test]

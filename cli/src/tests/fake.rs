@@ -442,6 +442,7 @@ impl Machine {
             vendor: self.vendor,
             machine_root: Some(self.machine_root.clone()),
             saved_system: self.path("run/gaol/system.toml"),
+            interrupts: self.path("interrupts"),
             device: Box::new(FakeDevice {
                 record: self.record.clone(),
                 blocks: self.path("sys/devices/gaol/memory_blocks"),

@@ -161,6 +161,11 @@ impl Explainer<'_> {
         };
         let place = index.and_then(|index| self.cell.places.interrupts.get(index).cloned());
         let words = match (is_owned, owner) {
+            (false, _) if self.refusal.reason == Reason::InterruptInUse => words(
+                format!("Linux uses interrupt line {line}"),
+                "in use",
+                "Make its driver let go of it (`cat /proc/interrupts` names it), or take another line.",
+            ),
             (false, _) => words(
                 format!("no IOAPIC of the machine has an interrupt line {line}"),
                 "no such line",
@@ -275,7 +280,10 @@ impl Explainer<'_> {
                 places.devices.first().map(|places| places.function.clone()),
                 "PCI functions",
             ),
-            Unsupported::Interrupts => (places.interrupts.first().cloned(), "interrupt lines"),
+            Unsupported::RemappedInterrupts => (
+                places.interrupts.first().cloned(),
+                "interrupt lines that an IOMMU remaps for Linux",
+            ),
             Unsupported::CacheWays => (
                 places.l3_ways.clone().or_else(|| places.l2_ways.clone()),
                 "cache ways",

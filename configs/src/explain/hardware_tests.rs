@@ -307,11 +307,27 @@ fn what_the_hypervisor_can_not_do_yet() {
         let refusal = unsupported(&cell.view()).unwrap();
         vec![explain(refusal, &cell, &Ledger::new(), &any_machine())]
     };
+    let told = |keys: &str, reason: Reason, detail: u64| {
+        let cell = cell_on(&system(), "cell", "[3]", 0x3000_0000, keys, "");
+        let refusal = Refusal::new(reason, detail);
+        vec![explain(refusal, &cell, &Ledger::new(), &any_machine())]
+    };
     compare(
         "what-the-hypervisor-can-not-do-yet",
         &transcript([
             ("devices", refused("", "[[devices]]\naddress = \"00:03.0\"")),
-            ("interrupts", refused("interrupts = [9]", "")),
+            (
+                "remapped interrupts",
+                told(
+                    "interrupts = [9]",
+                    Reason::Unsupported,
+                    gaol_abi::outcome::Unsupported::RemappedInterrupts.0,
+                ),
+            ),
+            (
+                "interrupts of Linux",
+                told("interrupts = [8, 9]", Reason::InterruptInUse, 9),
+            ),
             ("cache ways", refused("cache-ways = { l3 = [1] }", "")),
         ]),
     );

@@ -785,7 +785,7 @@ fn what_the_build_cannot_keep_is_told_apart() {
     assert_eq!(of(|cell| cell.devices.push(device(0x18))), Some(1));
     assert_eq!(
         of(|cell| cell.interrupts.push(Interrupt { number: 1 })),
-        Some(2)
+        None
     );
     assert_eq!(of(|cell| cell.l2_ways = 1), Some(3));
     assert_eq!(of(|cell| cell.memory[0].flags |= MEMORY_WIDTH_8), None);

@@ -385,8 +385,6 @@ pub fn unsupported(cell: &CellView<'_>) -> Option<Refusal> {
     let header = cell.header();
     let what = if !cell.devices().is_empty() {
         Unsupported::Devices
-    } else if !cell.interrupts().is_empty() {
-        Unsupported::Interrupts
     } else if header.l3_ways | header.l2_ways != 0 {
         Unsupported::CacheWays
     } else {

@@ -10,6 +10,7 @@ use gaol_abi::config::{
 };
 use gaol_abi::hypercall::Errno;
 use gaol_abi::outcome::Reason;
+use gaol_config::CpuSet;
 use gaol_config::binary::{CellView, Refusal};
 use gaol_config::ledger::CellId;
 
@@ -19,6 +20,7 @@ use super::{Cell, Phase, Scrub, confinement, parts, published};
 use crate::cpu::PerCpu;
 use crate::error::{Blame, Failure};
 use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
+use crate::guest::io_apic;
 use crate::launch::parameters;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::memory_types::MemoryType;
@@ -128,7 +130,9 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
     build(machinery, &view, draft)?;
     let cell = draft.as_mut().ok_or(Failure::gaol(Reason::None, 0))?;
     cell.in_use = used_by_others(cells, MAX_CELLS, cell);
-    if let Err(failure) = carve(machinery, cpu, cell) {
+    let taken = io_apic::assign(cpu, id.0, view.interrupts());
+    if let Err(failure) = taken.and_then(|()| carve(machinery, cpu, cell)) {
+        io_apic::release(cpu, id.0);
         dismantle(machinery, draft);
         if failure.reason() != Reason::CpuDidNotStop {
             settle(machinery);
@@ -141,10 +145,15 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
         publish(id, cell, &view);
         parts::publish(id.0, cell)?;
         lifecycle::update_foreign(cells, Some(cell))?;
+        io_apic::revise(cpu, cell.cpus);
         lifecycle::move_cpus(cpu, cell, id.0, low_page, machinery)
     });
+    // What Linux has written meanwhile.
+    io_apic::revise(cpu, CpuSet::EMPTY);
     if let Err(failure) = joined {
         undo(machinery, cpu, draft, low_page);
+        io_apic::release(cpu, id.0);
+        io_apic::revise(cpu, CpuSet::EMPTY);
         // Fewer ranges than before the creation: they fit.
         let _ = lifecycle::update_foreign(cells, None);
         let _ = ledger.release(id);

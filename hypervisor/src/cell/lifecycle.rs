@@ -13,6 +13,7 @@ use gaol_abi::config::{
 use gaol_abi::hypercall::{Errno, SCRUB_CHUNK};
 use gaol_abi::outcome::Reason;
 use gaol_abi::public::CpuState;
+use gaol_config::CpuSet;
 use gaol_config::ledger::CellId;
 
 use super::communication::Facts;
@@ -24,6 +25,7 @@ use super::{Cell, Phase, Scrub, restart};
 use crate::cpu::{self, Events, PerCpu, events};
 use crate::device::apic;
 use crate::error::{Blame, Failure};
+use crate::guest::io_apic;
 use crate::launch::parameters;
 use crate::memory::address::HostPhysical;
 use crate::memory::page_table::Flush;
@@ -226,7 +228,7 @@ pub fn set_loadable(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> 
     } = &mut *guard;
     let machinery = machinery.as_mut().ok_or(AGAIN)?;
     let cell = cell_of(cells, id)?;
-    stop(cpu, cell, force)?;
+    stop(cpu, id, cell, force)?;
     if cell.phase != Phase::Stopped {
         return Err(Failure::caller(Errno::Busy, Reason::NotScrubbed, 0));
     }
@@ -302,7 +304,7 @@ pub fn start(cpu: &PerCpu, id: u64) -> Result<i64, Failure> {
 }
 
 /// Stops the cell's CPUs, after asking it unless `force`.
-fn stop(cpu: &PerCpu, cell: &mut Cell, force: bool) -> Result<(), Failure> {
+fn stop(cpu: &PerCpu, id: u64, cell: &mut Cell, force: bool) -> Result<(), Failure> {
     if cell.phase != Phase::Running {
         return Ok(());
     }
@@ -310,6 +312,7 @@ fn stop(cpu: &PerCpu, cell: &mut Cell, force: bool) -> Result<(), Failure> {
         ask(cell)?;
     }
     request(cpu, cell.cpus.iter(), Events::STOP)?;
+    io_apic::reset(cpu, id as u32);
     if let Some(communication) = &cell.communication {
         communication.send(Message::None);
     }
@@ -384,7 +387,7 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     let machinery = machinery.as_mut().ok_or(AGAIN)?;
     let cell = look_for_others(cells, id)?;
     if cell.phase == Phase::Running || cell.phase == Phase::Stopped {
-        stop(cpu, cell, force)?;
+        stop(cpu, id, cell, force)?;
         if !force {
             // Another cell that is locked; this one has stopped and is not in its way.
             refuse_if_locked(cells)?;
@@ -404,6 +407,8 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     return_memory(machinery, cell, cell.memory_count)?.ignore();
     flush_root(cpu)?;
     set_root_ports(machinery, cell, false);
+    io_apic::release(cpu, id as u32);
+    io_apic::revise(cpu, CpuSet::EMPTY);
     let slot = cells.get_mut(id as usize).ok_or(no_such_cell(id))?;
     core::mem::swap(slot, draft);
     *slot = None;

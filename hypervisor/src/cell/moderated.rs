@@ -29,10 +29,13 @@ pub enum What {
     /// A page of the root's of which cells own parts: guest-physical addresses are host-physical ones, and what is a
     /// cell's is looked up at each access.
     Remainder,
+    /// The IOAPIC of this number.
+    IoApic(u8),
 }
 
 const KIND_REGISTERS: u64 = 1;
 const KIND_REMAINDER: u64 = 2;
+const KIND_IO_APIC: u64 = 3;
 
 impl What {
     /// As two words. The lowest byte of the first one is the kind, and never 0.
@@ -47,6 +50,7 @@ impl What {
                 physical.as_u64(),
             ],
             Self::Remainder => [KIND_REMAINDER, 0],
+            Self::IoApic(unit) => [KIND_IO_APIC, unit as u64],
         }
     }
 
@@ -58,6 +62,7 @@ impl What {
                 writable: first >> 16 & 1 != 0,
             }),
             KIND_REMAINDER => Some(Self::Remainder),
+            KIND_IO_APIC => Some(Self::IoApic(second as u8)),
             _ => None,
         }
     }

@@ -143,6 +143,7 @@ fn finish_join(cpu: &mut PerCpu, next: u32) {
     exchange_msrs(cpu, next);
     cpu.cell = next;
     cpu.pci_address = 0;
+    cpu.io_apic_index.fill(0);
     // Logical ids of xAPIC mode are as after a reset, until Linux writes them.
     cpu.shared.logical_id.store(0, Ordering::Relaxed);
     cpu.shared.cluster_model.store(false, Ordering::Relaxed);

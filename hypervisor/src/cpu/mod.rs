@@ -121,6 +121,8 @@ pub struct PerCpu {
     pub apic_id: u32,
     /// What the guest wrote to port 0xcf8.
     pub pci_address: u32,
+    /// What the guest wrote to the index register of each IOAPIC.
+    pub io_apic_index: [u8; crate::device::io_apic::MAX_UNITS],
     /// The memory type range registers that the guest sees.
     pub mtrrs: Mtrrs,
     /// What registers held that the present cell may write to besides those that all cells have.

@@ -131,7 +131,8 @@ fn xapic_command(cpu: &PerCpu, low: u32) {
     dispatch(cpu, Command::from_xapic(low, high));
 }
 
-fn member(number: u32, cpu: &cpu::CpuShared) -> Member {
+/// A CPU as commands and messages of devices meet it.
+pub fn member(number: u32, cpu: &cpu::CpuShared) -> Member {
     Member {
         processor: Processor {
             number,

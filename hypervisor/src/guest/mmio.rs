@@ -7,7 +7,7 @@
 use super::decode::{Instruction, Operation};
 use super::execute::execute;
 use super::memory::{Fetched, advance_by, segment_base};
-use super::{Verdict, fault, strings};
+use super::{Verdict, fault, io_apic, strings};
 use crate::cell::moderated::{Moderated, What};
 use crate::cpu::PerCpu;
 use crate::cpu::window::Windows;
@@ -59,6 +59,7 @@ pub(super) fn with_registers<R>(
             writable,
             is_root: cpu.is_root,
         }),
+        What::IoApic(unit) => run(&mut io_apic::View::new(cpu, unit)),
         What::Remainder => run(&mut Remainder {
             windows: cpu.windows,
             start: range.start,

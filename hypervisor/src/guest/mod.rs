@@ -10,6 +10,7 @@ pub mod decode;
 pub mod execute;
 pub mod fault;
 pub mod interrupt;
+pub mod io_apic;
 pub mod memory;
 pub mod mmio;
 pub mod msr;

@@ -228,6 +228,7 @@ fn fill_per_cpu(
         cell: 0,
         apic_id,
         pci_address: 0,
+        io_apic_index: [0; crate::device::io_apic::MAX_UNITS],
         mtrrs: Mtrrs::of_the_processor(processor::read_msr, processor::physical_bits()),
         windows: table.windows,
         saved: *saved,

@@ -13,6 +13,7 @@ use crate::cell::root::RootShare;
 use crate::cell::{confinement, lifecycle, parts, published};
 use crate::error::Failure;
 use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
+use crate::guest::io_apic;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::frames::FramePool;
 use crate::memory::memory_types::{MemoryType, MemoryTypes, Mtrrs};
@@ -55,7 +56,8 @@ pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
     let controls = Controls::detect(read_msr)?;
     let share = RootShare::new(view);
     system::set_root_share(share);
-    let root_ept = root_ept(parameters, &mut pool, &memory_types, &controls, &share)?;
+    let mut root_ept = root_ept(parameters, &mut pool, &memory_types, &controls, &share)?;
+    io_apic::prepare(&view, &mut root_ept, &mut PoolTables(&mut pool))?;
     let root_ports = root_bitmaps(&mut pool, &root_ept, &view, &share)?;
     let mut guard = system::manage_at_launch();
     guard.ledger.name_root(&header.name);

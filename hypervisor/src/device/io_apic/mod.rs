@@ -231,7 +231,8 @@ impl IoApics {
         let Some((number, pin)) = pin else {
             // Beyond the last pin there is nothing, and what others have looks masked.
             let is_low = register & 1 == 0;
-            let is_pin = register >= FIRST_ENTRY && (register - FIRST_ENTRY) / 2 < unit.pins;
+            let pin = register.checked_sub(FIRST_ENTRY).map(|entry| entry / 2);
+            let is_pin = pin.is_some_and(|pin| pin < unit.pins);
             return if is_low && is_pin {
                 Entry::RESET.low()
             } else {

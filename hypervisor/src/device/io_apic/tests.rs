@@ -505,7 +505,7 @@ fn entries_of_the_root_follow_its_processors() {
     let mut apics = IoApics::new();
     apics.add(BASE, 0, PINS);
     apics.look(&mut model);
-    let mut revise = |apics: &mut IoApics, model: &mut Model, machine: &Machine| {
+    let revise = |apics: &mut IoApics, model: &mut Model, machine: &Machine| {
         for index in 0..apics.pin_count() {
             apics.revise(model, index, machine);
         }
