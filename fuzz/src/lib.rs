@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi_tables;
+pub mod apic_filter;
 pub mod configuration_binary;
 pub mod configuration_toml;
 pub mod instruction_decoder;
@@ -29,6 +30,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "acpi_tables",
         run: acpi_tables::run,
+    },
+    Target {
+        name: "apic_filter",
+        run: apic_filter::run,
     },
     Target {
         name: "configuration_binary",

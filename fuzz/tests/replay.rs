@@ -58,6 +58,11 @@ fn acpi_tables() {
 }
 
 #[test]
+fn apic_filter() {
+    replay("apic_filter", 50_000);
+}
+
+#[test]
 fn configuration_binary() {
     replay("configuration_binary", 50_000);
 }

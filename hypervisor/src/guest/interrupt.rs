@@ -80,7 +80,8 @@ const LVT_MASKED: u32 = 1 << 16;
 
 /// An LVT entry can also raise SMIs and INITs; Linux programs ExtINT at LINT0. What is masked raises nothing. A cell has
 /// edges only: the end of a level-triggered interrupt is broadcast to all IOAPICs with a vector of its choice.
-fn lvt_is_harmless(is_root: bool, value: u32) -> bool {
+#[must_use]
+pub fn lvt_is_harmless(is_root: bool, value: u32) -> bool {
     let external = 7;
     let mode = (value >> 8) & 7;
     let is_edge = value & LVT_LEVEL_TRIGGERED == 0;
