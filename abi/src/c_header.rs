@@ -306,7 +306,7 @@ constants! {
     }
     driver {
         IOCTL_TYPE, IOCTL_ENABLE, IOCTL_DISABLE, IOCTL_CELL_CREATE, IOCTL_CELL_LOAD, IOCTL_CELL_START,
-        IOCTL_CELL_SHUTDOWN, IOCTL_CELL_DESTROY, IOCTL_MEMORY_OFFER, FLAG_FORCE, FLAG_PIECES, FLAG_CREATE_FORCE, MAX_LOAD_IMAGES,
+        IOCTL_CELL_SHUTDOWN, IOCTL_CELL_DESTROY, IOCTL_MEMORY_OFFER, FLAG_FORCE, FLAG_PIECES, FLAG_CREATE_FORCE, MAX_KEPT_BYTES, MAX_LOAD_IMAGES,
         MAX_MEMORY_BLOCKS,
     }
     hypercall {
@@ -365,14 +365,14 @@ enumerations! {
         CpuDidNotStop, NotScrubbed, CellsExist, ApicMode, NameInvalid, InProgress, NotLoaded, MemoryNotRam, PortsInvalid, DeviceUnknown, DeviceOwned, DeviceIsBridge, DeviceGroupSplit, VectorBudget, InterruptUnknown,
         InterruptOwned, InterruptInUse, CacheWaysInvalid, CacheWaysOwned, MsrInvalid, MsrOwned, MemoryIsPciConfiguration,
         MemoryIsIommus, MemoryIsReservedDma, DmaOutsideMemory, MemoryIsDevices, SharedRegionDiffers, Unsupported,
-        OtherMachine, MachineInvalid, MemoryUnknown,
+        OtherMachine, MachineInvalid, MemoryUnknown, RestartTooLarge,
     }
     communication::CellState { Running, RunningLocked, ShutDown, Failed, FailedRevision }
     communication::Message { None, ShutdownRequest, ReconfigCompleted }
     communication::Reply { None, Unknown, RequestDenied, RequestApproved, Received }
     public::CpuState { Outside, Running, Waiting, Failed }
     public::Pause { Create, Start, SetLoadable, Destroy, Scrub, Look, Kick }
-    public::RootFailureKind { None, Panic, TripleFault, Reset, Sleep, Init }
+    public::RootFailureKind { None, Panic, TripleFault, Reset, Sleep }
 }
 
 /// The ioctls and the structures that they carry.

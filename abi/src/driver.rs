@@ -121,6 +121,9 @@ pub struct LoadImage {
     pub target: u64,
 }
 
+/// Most bytes that a cell with the watchdog policy [`crate::config::WATCHDOG_RESTART`] is loaded with: the module keeps them.
+pub const MAX_KEPT_BYTES: u64 = 64 << 20;
+
 /// Most images of one [`CellLoadRequest`].
 pub const MAX_LOAD_IMAGES: u32 = 16;
 

@@ -172,6 +172,8 @@ pub enum Reason {
     MachineInvalid = 92,
     /// The region is RAM at an address where the machine has no memory \[index\].
     MemoryUnknown = 93,
+    /// What the cell is loaded with is too large to be kept for restarts \[bytes\].
+    RestartTooLarge = 94,
     /// The root uses the interrupt line \[global system interrupt\].
     InterruptInUse = 100,
 }

@@ -107,8 +107,6 @@ pub enum RootFailureKind {
     Reset = 3,
     /// It wrote to a register that puts the machine to sleep or turns it off.
     Sleep = 4,
-    /// It sent an INIT to its own CPU.
-    Init = 5,
 }
 
 /// The last failure of Linux.

@@ -1,20 +1,22 @@
-//! Hypercalls: [`gaol_abi::hypercall`] says what each does and who may call it.
+//! Hypercalls: [`gaol_abi::hypercall`] says what each does and who may call it; [`request`] reads what is asked for.
+
+pub mod request;
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use gaol_abi::exit::{COUNTER_X2APIC_ICR, FIRST_DERIVED_COUNTER};
 use gaol_abi::hypercall::{
-    CPU_FAILED, CPU_RUNNING, CpuInfoType, DESTROY_FORCE, Errno, Hypercall, InfoType,
-    JAILHOUSE_COUNTERS,
+    CPU_FAILED, CPU_RUNNING, CpuInfoType, Errno, Hypercall, InfoType, JAILHOUSE_COUNTERS,
 };
 use gaol_abi::outcome::{Outcome, Reason};
-use gaol_abi::public::CpuState;
+use gaol_abi::public::{CpuState, Pause};
 
+use self::request::{Caller, Request, error, result};
 use crate::cell::{create, lifecycle, published};
 use crate::cpu::{self, Events, PerCpu};
 use crate::device::apic;
 use crate::error::{Blame, Failure};
-use crate::guest::Verdict;
+use crate::guest::{Verdict, root_failure};
 use crate::launch::{self, leave, parameters};
 use crate::processor::{efer, pause, time_stamp};
 use crate::trace::{console, public};
@@ -37,7 +39,7 @@ pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
         return SLOW;
     }
     let (kind, wide) = arguments(frame.rdi);
-    frame.rax = result(get_info(kind), wide);
+    frame.rax = result(get_info(InfoType(kind)), wide);
     done(cpu)
 }
 
@@ -49,21 +51,8 @@ fn arguments(value: u64) -> (u64, bool) {
 }
 
 #[inline(always)]
-fn result(value: i64, wide: bool) -> u64 {
-    if wide {
-        value as u64
-    } else {
-        value as u64 & 0xffff_ffff
-    }
-}
-
-const fn error(errno: Errno) -> i64 {
-    (errno.0 as i64).wrapping_neg()
-}
-
-#[inline(always)]
-fn get_info(kind: u64) -> i64 {
-    match InfoType(kind) {
+fn get_info(kind: InfoType) -> i64 {
+    match kind {
         InfoType::PoolSize => public::frames_total() as i64,
         InfoType::PoolUsed => public::frames_used() as i64,
         InfoType::RemapPoolSize | InfoType::RemapPoolUsed => 0,
@@ -74,64 +63,72 @@ fn get_info(kind: u64) -> i64 {
 
 /// Any other hypercall.
 pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
-    let (first, wide) = arguments(frame.rdi);
-    let (second, _) = arguments(frame.rsi);
-    let number = Hypercall(frame.rax as u32);
     if !cpu.committed {
         *frame = launch::commit(cpu);
         return Verdict::Resume;
     }
-    if read(Field::GuestSsAccessRights) & PRIVILEGE_LEVEL != 0 {
-        frame.rax = result(error(Errno::NotPermitted), wide);
-        return Verdict::Advance;
-    }
-    if number == Hypercall::Disable && cpu.is_root {
-        let refusal = disable(cpu, frame, first);
-        frame.rax = result(refusal, wide);
-        return Verdict::Advance;
-    }
-    frame.rax = result(answer(cpu, number, first, second), wide);
+    let rights = read(Field::GuestSsAccessRights) & PRIVILEGE_LEVEL;
+    let caller = Caller {
+        is_root: cpu.is_root,
+        privilege_level: (rights >> PRIVILEGE_LEVEL.trailing_zeros()) as u8,
+        is_wide: read(Field::GuestEfer) & efer::LMA != 0,
+    };
+    let value = match request::decode(caller, frame.rax, frame.rdi, frame.rsi) {
+        Err(errno) => error(errno),
+        Ok(Request::Disable(callers)) => disable(cpu, frame, callers),
+        Ok(request) if request.is_management() => timed(cpu, request),
+        Ok(request) => answer(cpu, request),
+    };
+    frame.rax = result(value, caller.is_wide);
     Verdict::Advance
 }
 
-fn answer(cpu: &PerCpu, number: Hypercall, first: u64, second: u64) -> i64 {
-    match number {
-        Hypercall::GetInfo => get_info(first),
-        Hypercall::CpuGetInfo => cpu_get_info(cpu, first, second),
-        Hypercall::DebugConsolePutc => {
+/// Does what the root asks for, and keeps how long its CPU was away.
+fn timed(cpu: &PerCpu, request: Request) -> i64 {
+    let pause = match request {
+        Request::Create { .. } => Pause::Create,
+        Request::Start(_) => Pause::Start,
+        Request::SetLoadable { .. } => Pause::SetLoadable,
+        Request::Destroy { .. } => Pause::Destroy,
+        Request::Scrub(_) => Pause::Scrub,
+        _ => Pause::Look,
+    };
+    let start = time_stamp();
+    let value = answer(cpu, request);
+    public::note_pause(pause, time_stamp().wrapping_sub(start));
+    value
+}
+
+fn answer(cpu: &PerCpu, request: Request) -> i64 {
+    let outcome = match request {
+        Request::Info(kind) => return get_info(kind),
+        Request::CpuInfo { cpu: index, kind } => return cpu_get_info(cpu, index, kind),
+        Request::Print(character) => {
             if !published(cpu.cell).is_some_and(|cell| cell.may_print()) {
                 return error(Errno::NotPermitted);
             }
-            console::put(first as u8);
-            0
+            console::put(character);
+            return 0;
         }
-        Hypercall::Disable
-        | Hypercall::CellCreate
-        | Hypercall::CellStart
-        | Hypercall::CellSetLoadable
-        | Hypercall::CellDestroy
-        | Hypercall::CellGetState
-        | Hypercall::Scrub
-            if !cpu.is_root =>
-        {
-            error(Errno::NotPermitted)
+        // Not reported: the answer to a look must not go over the reason of a failure that is still to be read.
+        Request::State(id) => {
+            return lifecycle::get_state(id).unwrap_or_else(|failure| failure.result());
         }
-        Hypercall::CellCreate => reported(cpu, create::create(cpu, first)),
-        Hypercall::CellStart => reported(cpu, lifecycle::start(cpu, first)),
-        Hypercall::CellSetLoadable => reported(
-            cpu,
-            lifecycle::set_loadable(cpu, first, second & DESTROY_FORCE != 0),
-        ),
-        Hypercall::CellDestroy => reported(
-            cpu,
-            lifecycle::destroy(cpu, first, second & DESTROY_FORCE != 0),
-        ),
-        Hypercall::CellGetState => {
-            lifecycle::get_state(first).unwrap_or_else(|failure| failure.result())
+        Request::Watch(id) => {
+            return lifecycle::watch(cpu, id).unwrap_or_else(|failure| failure.result());
         }
-        Hypercall::Scrub => reported(cpu, lifecycle::scrub(cpu, first)),
-        _ => error(Errno::NoSystemCall),
-    }
+        Request::RootFailed => {
+            root_failure::record_panic(cpu);
+            return 0;
+        }
+        Request::Disable(_) => return error(Errno::Invalid),
+        Request::Create { address, force } => create::create(cpu, address, force),
+        Request::Start(id) => lifecycle::start(cpu, id),
+        Request::SetLoadable { id, force } => lifecycle::set_loadable(cpu, id, force),
+        Request::Destroy { id, force } => lifecycle::destroy(cpu, id, force),
+        Request::Scrub(id) => lifecycle::scrub(cpu, id),
+    };
+    reported(cpu, outcome)
 }
 
 /// Tells the root why a management operation failed.
@@ -201,7 +198,7 @@ fn cpu_get_info(cpu: &PerCpu, index: u64, kind: u64) -> i64 {
     if !cpu.is_root && !own {
         return error(Errno::NotPermitted);
     }
-    match kind.checked_sub(CpuInfoType::StatisticsBase.0) {
+    match request::counter_number(kind) {
         Some(number) => jailhouse_counter(target, number).unwrap_or(error(Errno::Invalid)),
         None if kind == CpuInfoType::State.0 => {
             if public::state(target) == CpuState::Failed {
@@ -290,8 +287,10 @@ fn others(callers: u64) -> Result<(), Failure> {
         let Some(other) = cpu::shared(index) else {
             continue;
         };
+        // One that was parked for a reset has no place in Linux to go back to either.
         if other.waits_for_startup.load(Ordering::Acquire)
             || other.cell.load(Ordering::Acquire) != ROOT
+            || public::state(index) == CpuState::Failed
         {
             return Err(Failure::caller(
                 Errno::Busy,

@@ -4,11 +4,11 @@
 //! word, copied, and any value is possible.
 
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use gaol_abi::communication::{
     CellState, CommunicationRegion, Console, FLAG_DEBUG_PUTC_ACTIVE, FLAG_DEBUG_PUTC_PERMITTED,
-    Message, REVISION, Reply, SIGNATURE,
+    HEARTBEAT_OFFSET, Message, REVISION, Reply, SIGNATURE,
 };
 
 use crate::memory::address::HostPhysical;
@@ -112,6 +112,23 @@ impl Communication {
             .store(Reply::None.0, Ordering::Release);
         self.word(offset_of!(CommunicationRegion, msg_to_cell))
             .store(message.0, Ordering::Release);
+    }
+
+    /// The message that stands there: the last one that was sent, or what the cell has made of it.
+    #[must_use]
+    pub fn message(&self) -> Message {
+        Message(
+            self.word(offset_of!(CommunicationRegion, msg_to_cell))
+                .load(Ordering::Acquire),
+        )
+    }
+
+    /// The cell's heartbeat.
+    #[must_use]
+    pub fn heartbeat(&self) -> u64 {
+        let at = region::address_of(self.frame).wrapping_add(HEARTBEAT_OFFSET as u64);
+        // SAFETY: as in `word`.
+        unsafe { AtomicU64::from_ptr(at as *mut u64) }.load(Ordering::Acquire)
     }
 
     /// The cell's reply.

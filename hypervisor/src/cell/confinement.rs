@@ -70,11 +70,13 @@ fn grant(bitmap: &mut MsrBitmap, access: &MsrAccess) {
     }
 }
 
-/// Fills the root's port bitmaps: all ports that it may have but the moderated ones and the console's.
+/// Fills the root's port bitmaps: all ports that it may have but the moderated ones, those that
+/// reset the machine, and the console's.
 pub fn fill_root_ports(
     bitmaps: &mut PortBitmaps,
     share: &RootShare<'_>,
     console: Option<PortRange>,
+    is_guarded: impl Fn(u16) -> bool,
 ) {
     bitmaps.allow_all();
     if share.is_strict() {
@@ -82,6 +84,9 @@ pub fn fill_root_ports(
         foreign.for_each(|port| bitmaps.intercept(port, 1));
     }
     bitmaps.intercept(CONFIG_PORTS.first, CONFIG_PORTS.count);
+    for port in (0..=u16::MAX).filter(|port| is_guarded(*port)) {
+        bitmaps.intercept(port, 1);
+    }
     if let Some(range) = console {
         bitmaps.intercept(range.first, range.count);
     }

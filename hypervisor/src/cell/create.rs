@@ -15,12 +15,14 @@ use gaol_config::binary::{CellView, Refusal};
 use gaol_config::ledger::CellId;
 
 use super::communication::Communication;
-use super::lifecycle::{self, ROOT, flush_root};
+use super::lifecycle::{self, ROOT};
+use super::processors::{flush_root, move_cpus};
+use super::watchdog::Watchdog;
 use super::{Cell, Phase, Scrub, confinement, parts, published};
 use crate::cpu::PerCpu;
 use crate::error::{Blame, Failure};
 use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
-use crate::guest::io_apic;
+use crate::guest::{io_apic, root_failure};
 use crate::launch::parameters;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::memory_types::MemoryType;
@@ -42,24 +44,41 @@ fn refused(refusal: Refusal) -> Failure {
     Failure::new(Blame::Configuration, errno, refusal.reason, refusal.detail)
 }
 
-/// Copies the configuration at the root's guest-physical address into the buffer. Returns its length.
+/// Copies the configuration at the root's guest-physical address into the buffer. Returns its length, which the
+/// configuration itself tells, and which is at most the buffer's.
 fn copy_config(
     cpu: &PerCpu,
     buffer: &mut [u8; MAX_CELL_SIZE as usize],
     address: u64,
+) -> Result<usize, Failure> {
+    copy_config_from(buffer, address, |at, target| {
+        if !system::is_roots(at) || at >= parameters::physical_end() {
+            return None;
+        }
+        Some(cpu.windows.read(HostPhysical::new(at), target))
+    })
+}
+
+/// The same from any memory: `read` fills a part of what it is given, from its start, and returns the bytes; `None`: there
+/// is nothing of the root's.
+///
+/// # Errors
+/// Why there is no configuration there.
+pub fn copy_config_from(
+    buffer: &mut [u8; MAX_CELL_SIZE as usize],
+    address: u64,
+    mut read: impl FnMut(u64, &mut [u8]) -> Option<usize>,
 ) -> Result<usize, Failure> {
     let invalid = |bytes| Failure::configuration(Reason::ConfigurationInvalid, bytes);
     let mut copied = 0usize;
     let mut wanted = size_of::<CellHeader>();
     while copied < wanted {
         let at = address.checked_add(copied as u64).ok_or(invalid(0))?;
-        if !system::is_roots(at) || at >= parameters::physical_end() {
-            return Err(invalid(copied as u64));
-        }
         let target = buffer
             .get_mut(copied..wanted)
             .ok_or(invalid(copied as u64))?;
-        copied = copied.saturating_add(cpu.windows.read(HostPhysical::new(at), target));
+        let bytes = read(at, target).ok_or(invalid(copied as u64))?;
+        copied = copied.saturating_add(bytes);
         if wanted == size_of::<CellHeader>() && copied >= wanted {
             wanted = total_size(buffer)?;
         }
@@ -93,8 +112,8 @@ fn total_size(buffer: &[u8; MAX_CELL_SIZE as usize]) -> Result<usize, Failure> {
     Ok(size as usize)
 }
 
-/// Creates the cell whose configuration is at `address`. Returns its id.
-pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
+/// Creates the cell whose configuration is at `address`; `force`: although another cell runs locked. Returns its id.
+pub fn create(cpu: &PerCpu, address: u64, force: bool) -> Result<i64, Failure> {
     let mut guard = system::try_manage()?;
     let Management {
         machinery,
@@ -113,10 +132,22 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
         .get(..size)
         .ok_or(Failure::gaol(Reason::ConfigurationInvalid, size as u64))?;
     let view = CellView::parse(bytes).map_err(refused)?;
-    lifecycle::refuse_if_locked(cells)?;
+    if let Some(other) = lifecycle::locked(cells)
+        && !force
+    {
+        return Err(lifecycle::locked_by(other));
+    }
     ledger.check(&machinery.machine, &view).map_err(refused)?;
     if let Some(refusal) = gaol_config::ledger::unsupported(&view) {
         return Err(refused(refusal));
+    }
+    let mut ports = view
+        .ports()
+        .iter()
+        .flat_map(|range| (range.first..=u16::MAX).take(range.count.into()));
+    if let Some(port) = ports.find(|port| root_failure::guards(*port)) {
+        // With one of these the cell could reset the machine.
+        return Err(refused(Refusal::new(Reason::PortsOwned, port.into())));
     }
     if view.cpus().contains(cpu.index) {
         return Err(Failure::configuration(
@@ -146,7 +177,7 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
         parts::publish(id.0, cell)?;
         lifecycle::update_foreign(cells, Some(cell))?;
         io_apic::revise(cpu, cell.cpus);
-        lifecycle::move_cpus(cpu, cell, id.0, low_page, machinery)
+        move_cpus(cpu, cell, id.0, low_page, machinery)
     });
     // What Linux has written meanwhile.
     io_apic::revise(cpu, CpuSet::EMPTY);
@@ -164,7 +195,9 @@ pub fn create(cpu: &PerCpu, address: u64) -> Result<i64, Failure> {
         .ok_or(Failure::gaol(Reason::TooManyCells, 0))?;
     core::mem::swap(slot, draft);
     settle(machinery);
+    public::clear_watchdog(id.0);
     public::set_cells(ledger.cell_count() as u64);
+    lifecycle::announce_change(cells);
     Ok(i64::from(id.0))
 }
 
@@ -213,6 +246,11 @@ fn build(
         loadable: false,
         passive: view.is_passive(),
         console: view.has_console(),
+        watchdog: Watchdog::new(
+            view.header().watchdog_milliseconds,
+            view.header().watchdog_policy,
+            parameters::tsc_khz(),
+        ),
         patience: u64::from(milliseconds).saturating_mul(u64::from(parameters::tsc_khz())),
         asked: None,
         in_use: 0,
@@ -430,6 +468,7 @@ pub fn set_root_ports(machinery: &Machinery, cell: &Cell, taken: bool) {
             let ports = (range.first..=u16::MAX).take(usize::from(range.count));
             ports
                 .filter(|port| system::root_share().is_none_or(|share| share.has_port(*port)))
+                .filter(|port| !root_failure::guards(*port))
                 .for_each(|port| bitmaps.allow(port, 1));
         }
     }
@@ -457,7 +496,7 @@ fn undo(
 ) {
     let Some(cell) = draft else { return };
     // CPUs that joined go back; one that does not is lost until the next launch, and its cell's tables with it.
-    let back = lifecycle::move_cpus(cpu, cell, ROOT, low_page, machinery);
+    let back = move_cpus(cpu, cell, ROOT, low_page, machinery);
     let given = return_memory(machinery, cell, cell.memory_count);
     set_root_ports(machinery, cell, false);
     if back.is_ok() {

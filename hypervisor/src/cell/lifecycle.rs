@@ -3,13 +3,12 @@
 //! Whoever waits for another CPU has a deadline. A cell that is asked to end is not waited for: the caller is told to
 //! come again (`-EAGAIN`), so that no CPU of Linux is away for long.
 
-use core::sync::atomic::Ordering;
-
 use gaol_abi::MAX_CELLS;
 use gaol_abi::communication::{CellState, Message, Reply};
 use gaol_abi::config::{
     MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_LOADABLE, MEMORY_ROOT_SHARED, MemoryRegion,
 };
+use gaol_abi::hypercall::WatchdogAnswer;
 use gaol_abi::hypercall::{Errno, SCRUB_CHUNK};
 use gaol_abi::outcome::Reason;
 use gaol_abi::public::CpuState;
@@ -21,18 +20,19 @@ use super::create::{
     dismantle, map_to_root, return_memory, root_range, set_root_ports, settle, taken_from_root,
     used_by_others,
 };
-use super::{Cell, Phase, Scrub, restart};
-use crate::cpu::{self, Events, PerCpu, events};
-use crate::device::apic;
+use super::decision::{self, Asked, Destroy, Situation, StartRefusal, Stop, StopRefusal};
+use super::processors::{flush_root, has_joined, move_cpu, move_cpus, request};
+use super::watchdog::{Look, Policy};
+use super::{Cell, Phase, Scrub};
+use crate::cpu::{Events, PerCpu, events};
 use crate::error::{Blame, Failure};
 use crate::guest::io_apic;
 use crate::launch::parameters;
 use crate::memory::address::HostPhysical;
 use crate::memory::page_table::Flush;
-use crate::processor::{pause, time_stamp};
+use crate::processor::time_stamp;
 use crate::system::{self, Machinery, Management, PoolTables, map_failure};
 use crate::trace::public;
-use crate::virt::vmx::instructions::invalidate_ept;
 
 /// Id of the root cell.
 pub const ROOT: u32 = 0;
@@ -55,21 +55,36 @@ fn cell_of(cells: &mut [Option<Cell>; MAX_CELLS], id: u64) -> Result<&mut Cell, 
         .ok_or(no_such_cell(id))
 }
 
-/// A cell that runs locked forbids changes to the set of cells.
-pub fn refuse_if_locked(cells: &[Option<Cell>; MAX_CELLS]) -> Result<(), Failure> {
-    for (id, cell) in cells.iter().enumerate() {
-        if let Some(cell) = cell
-            && state_of(cell) == CellState::RunningLocked
+/// A cell that runs locked: it wants the set of cells to stay.
+pub fn locked(cells: &[Option<Cell>; MAX_CELLS]) -> Option<u32> {
+    let is_locked = |cell: &Option<Cell>| {
+        cell.as_ref()
+            .is_some_and(|cell| state_of(cell) == CellState::RunningLocked)
+    };
+    cells.iter().position(is_locked).map(|id| id as u32)
+}
+
+/// The refusal for the sake of a locked cell.
+pub fn locked_by(id: u32) -> Failure {
+    Failure::new(
+        Blame::Cell,
+        Errno::NotPermitted,
+        Reason::CellLocked,
+        u64::from(id),
+    )
+}
+
+/// Tells the cells that the set of cells has changed, and waits for no answer. A cell that is asked to end is not told.
+pub fn announce_change(cells: &[Option<Cell>; MAX_CELLS]) {
+    for cell in cells.iter().flatten() {
+        if let Some(communication) = &cell.communication
+            && cell.phase == Phase::Running
+            && !cell.passive
+            && cell.asked.is_none()
         {
-            return Err(Failure::new(
-                Blame::Cell,
-                Errno::NotPermitted,
-                Reason::CellLocked,
-                id as u64,
-            ));
+            communication.send(Message::ReconfigCompleted);
         }
     }
-    Ok(())
 }
 
 fn has_failed(cell: &Cell) -> bool {
@@ -101,94 +116,6 @@ pub fn get_state(id: u64) -> Result<i64, Failure> {
     }
     let mut guard = system::try_manage()?;
     cell_of(&mut guard.cells, id).map(|cell| i64::from(state_of(cell).0))
-}
-
-/// Tells CPUs to do something and waits until each has.
-fn request(
-    cpu: &PerCpu,
-    cpus: impl Iterator<Item = u32> + Clone,
-    events: Events,
-) -> Result<(), Failure> {
-    for index in cpus.clone().filter(|index| *index != cpu.index) {
-        if let Some(target) = cpu::shared(index)
-            && target.request(events)
-        {
-            apic::kick(cpu, target.apic_id.load(Ordering::Relaxed));
-        }
-    }
-    for index in cpus.filter(|index| *index != cpu.index) {
-        wait_for(index, events)?;
-    }
-    Ok(())
-}
-
-fn wait_for(index: u32, events: Events) -> Result<(), Failure> {
-    let start = time_stamp();
-    while !cpu::shared(index).is_none_or(|target| target.has_served(events)) {
-        if time_stamp().wrapping_sub(start) > parameters::deadline_cycles() {
-            return Err(Failure::timed_out(
-                Blame::Gaol,
-                Reason::CpuDidNotStop,
-                u64::from(index),
-            ));
-        }
-        pause();
-    }
-    Ok(())
-}
-
-/// Makes all CPUs of the root drop what they know of its EPT.
-pub fn flush_root(cpu: &PerCpu) -> Result<(), Failure> {
-    invalidate_ept();
-    let root = (0..parameters::cpu_count()).filter(|index| {
-        cpu::shared(*index).is_some_and(|cpu| cpu.cell.load(Ordering::Acquire) == ROOT)
-    });
-    request(cpu, root, Events::FLUSH)
-}
-
-/// Moves the cell's CPUs to the cell `to` (their own or the root), where they wait.
-pub fn move_cpus(
-    cpu: &PerCpu,
-    cell: &Cell,
-    to: u32,
-    low_page: &mut [u8; 4096],
-    machinery: &mut Machinery,
-) -> Result<(), Failure> {
-    for index in cell.cpus.iter() {
-        let Some(target) = cpu::shared(index) else {
-            continue;
-        };
-        // A CPU that was told to join another cell and has not done so yet may still do it.
-        if target.cell.load(Ordering::Acquire) == to
-            && target.next_cell.load(Ordering::Acquire) == to
-        {
-            continue;
-        }
-        target.next_cell.store(to, Ordering::Release);
-        target.wants_restart.store(false, Ordering::Release);
-        target.join_failed.store(false, Ordering::Release);
-        if target.request(Events::JOIN) {
-            apic::kick(cpu, target.apic_id.load(Ordering::Relaxed));
-        }
-        let start = time_stamp();
-        while !target.has_served(Events::JOIN) {
-            if target.wants_restart.swap(false, Ordering::AcqRel) {
-                restart::restart(cpu, target, index, low_page, machinery)?;
-            }
-            if time_stamp().wrapping_sub(start) > parameters::deadline_cycles() {
-                return Err(Failure::timed_out(
-                    Blame::Gaol,
-                    Reason::CpuDidNotStop,
-                    u64::from(index),
-                ));
-            }
-            pause();
-        }
-        if target.join_failed.load(Ordering::Acquire) {
-            return Err(Failure::hardware(Reason::ApicMode, u64::from(index)));
-        }
-    }
-    Ok(())
 }
 
 /// Makes the memory of the hypervisor and of all cells (and of `new`, not yet among them) foreign to the root.
@@ -276,101 +203,121 @@ pub fn start(cpu: &PerCpu, id: u64) -> Result<i64, Failure> {
     } = &mut *guard;
     let machinery = machinery.as_mut().ok_or(AGAIN)?;
     let cell = cell_of(cells, id)?;
-    match cell.phase {
-        Phase::Running => return Err(Failure::caller(Errno::Busy, Reason::CellRunning, id)),
-        Phase::Fresh | Phase::Dying => {
-            return Err(Failure::caller(Errno::Busy, Reason::NotScrubbed, id));
-        }
-        Phase::Stopped if !cell.loadable => {
-            return Err(Failure::caller(Errno::Invalid, Reason::NotLoaded, id));
-        }
-        Phase::Stopped => {}
-    }
+    decision::start(cell.phase, cell.loadable).map_err(|refusal| {
+        let (errno, reason) = match refusal {
+            StartRefusal::Running => (Errno::Busy, Reason::CellRunning),
+            StartRefusal::NotScrubbed => (Errno::Busy, Reason::NotScrubbed),
+            StartRefusal::NotLoaded => (Errno::Invalid, Reason::NotLoaded),
+        };
+        Failure::caller(errno, reason, id)
+    })?;
     end_loading(cpu, machinery, cell)?;
     if let Some(communication) = &cell.communication {
         communication.start(&Facts {
             cpus: cell.cpus.len() as u16,
             tsc_khz: parameters::tsc_khz(),
-            apic_khz: events::apic_khz(),
+            apic_khz: events::measured_apic_khz(),
             pm_timer_port: parameters::pm_timer_port() as u16,
             console: cell.console,
         });
     }
     cell.asked = None;
     cell.phase = Phase::Running;
+    if let Some(watchdog) = &mut cell.watchdog {
+        watchdog.start(time_stamp());
+    }
     request(cpu, cell.cpus.iter(), Events::RESET)?;
     system::publish_pool(&machinery.pool);
     Ok(0)
 }
 
-/// Stops the cell's CPUs, after asking it unless `force`.
-fn stop(cpu: &PerCpu, id: u64, cell: &mut Cell, force: bool) -> Result<(), Failure> {
-    if cell.phase != Phase::Running {
-        return Ok(());
+fn situation(cell: &Cell) -> Situation {
+    let says = cell.communication.as_ref();
+    Situation {
+        phase: cell.phase,
+        silent: cell.passive || says.is_none() || has_failed(cell),
+        state: says.map_or(CellState::Running, |region| region.state()),
+        message: says.map_or(Message::None, |region| region.message()),
+        reply: says.map_or(Reply::None, |region| region.reply()),
+        asked: match cell.asked {
+            None => Asked::No,
+            Some(deadline) if (deadline.wrapping_sub(time_stamp()) as i64) < 0 => Asked::TooLate,
+            Some(_) => Asked::InTime,
+        },
     }
-    if !force && !cell.passive && !has_failed(cell) {
-        ask(cell)?;
-    }
-    request(cpu, cell.cpus.iter(), Events::STOP)?;
-    io_apic::reset(cpu, id as u32);
-    if let Some(communication) = &cell.communication {
-        communication.send(Message::None);
-    }
-    cell.asked = None;
-    cell.phase = Phase::Stopped;
-    Ok(())
 }
 
-/// Asks the cell to end, or looks for its answer. `Ok`: it may be stopped.
-fn ask(cell: &mut Cell) -> Result<(), Failure> {
-    let Some(communication) = cell.communication else {
-        return Ok(());
-    };
-    match communication.state() {
-        CellState::ShutDown | CellState::Failed | CellState::FailedRevision => return Ok(()),
-        CellState::RunningLocked if cell.asked.is_none() => {
-            return Err(Failure::new(
-                Blame::Cell,
-                Errno::NotPermitted,
-                Reason::CellLocked,
-                0,
-            ));
-        }
-        _ => {}
+fn send(cell: &Cell, message: Message) {
+    if let Some(communication) = &cell.communication {
+        communication.send(message);
     }
-    let Some(deadline) = cell.asked else {
-        communication.send(Message::ShutdownRequest);
-        cell.asked = Some(time_stamp().wrapping_add(cell.patience));
-        return Err(AGAIN);
-    };
-    match communication.reply() {
-        Reply::RequestApproved => return Ok(()),
-        Reply::None | Reply::Received => {}
-        _ => {
-            communication.send(Message::None);
+}
+
+/// Stops the cell's CPUs, after asking it unless `force`.
+fn stop(cpu: &PerCpu, id: u64, cell: &mut Cell, force: bool) -> Result<(), Failure> {
+    match decision::stop(&situation(cell), force) {
+        Stop::Nothing => Ok(()),
+        Stop::Now => {
+            request(cpu, cell.cpus.iter(), Events::STOP)?;
+            io_apic::reset(cpu, id as u32);
+            send(cell, Message::None);
             cell.asked = None;
-            return Err(Failure::new(
-                Blame::Cell,
-                Errno::NotPermitted,
-                Reason::ShutdownDenied,
-                0,
-            ));
+            cell.phase = Phase::Stopped;
+            Ok(())
+        }
+        Stop::Ask => {
+            send(cell, Message::ShutdownRequest);
+            cell.asked = Some(time_stamp().wrapping_add(cell.patience));
+            Err(AGAIN)
+        }
+        Stop::AskAgain => {
+            send(cell, Message::ShutdownRequest);
+            Err(AGAIN)
+        }
+        Stop::Wait => Err(AGAIN),
+        Stop::Refuse(StopRefusal::Locked) => Err(locked_by(id as u32)),
+        Stop::Refuse(refusal) => {
+            send(cell, Message::None);
+            cell.asked = None;
+            Err(unanswered(cell, refusal))
         }
     }
-    if (deadline.wrapping_sub(time_stamp()) as i64) < 0 {
-        communication.send(Message::None);
-        cell.asked = None;
-        let milliseconds = cell
-            .patience
-            .checked_div(u64::from(parameters::tsc_khz()))
-            .unwrap_or(0);
-        return Err(Failure::timed_out(
-            Blame::Cell,
-            Reason::ShutdownTimedOut,
-            milliseconds,
-        ));
+}
+
+fn unanswered(cell: &Cell, refusal: StopRefusal) -> Failure {
+    if refusal == StopRefusal::Denied {
+        let (errno, reason) = (Errno::NotPermitted, Reason::ShutdownDenied);
+        return Failure::new(Blame::Cell, errno, reason, 0);
     }
-    Err(AGAIN)
+    let milliseconds = cell
+        .patience
+        .checked_div(u64::from(parameters::tsc_khz()))
+        .unwrap_or(0);
+    Failure::timed_out(Blame::Cell, Reason::ShutdownTimedOut, milliseconds)
+}
+
+/// Hypercall 0x102: looks at the cell's heartbeat. Whatever follows waits for no CPU of the cell.
+pub fn watch(cpu: &PerCpu, id: u64) -> Result<i64, Failure> {
+    let mut guard = system::try_manage()?;
+    let cell = cell_of(&mut guard.cells, id)?;
+    let (runs, has_failed) = (cell.phase == Phase::Running, has_failed(cell));
+    let off = Ok(i64::from(WatchdogAnswer::Off.0));
+    let (Some(communication), Some(watchdog)) = (&cell.communication, &mut cell.watchdog) else {
+        return off;
+    };
+    // A cell that has crashed stands still, and is started again.
+    if !runs || (has_failed && watchdog.policy() != Policy::Restart) {
+        return off;
+    }
+    let (heartbeat, now) = (communication.heartbeat(), time_stamp());
+    if watchdog.look(heartbeat, now) == Look::Alive {
+        return Ok(i64::from(WatchdogAnswer::Alive.0));
+    }
+    public::record_expiry(id as u32, heartbeat, now);
+    if watchdog.policy() == Policy::Halt {
+        events::fail_all(cpu, id as u32);
+    }
+    Ok(i64::from(WatchdogAnswer::Expired.0))
 }
 
 /// Hypercall 4.
@@ -386,19 +333,29 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     } = &mut *guard;
     let machinery = machinery.as_mut().ok_or(AGAIN)?;
     let cell = look_for_others(cells, id)?;
-    if cell.phase == Phase::Running || cell.phase == Phase::Stopped {
+    if cell.phase == Phase::Running {
+        // Even if another cell is locked: this one has stopped then, and is not in its way.
         stop(cpu, id, cell, force)?;
-        if !force {
-            // Another cell that is locked; this one has stopped and is not in its way.
-            refuse_if_locked(cells)?;
-        }
-        let cell = cell_of(cells, id)?;
-        end_loading(cpu, machinery, cell)?;
-        cell.phase = Phase::Dying;
-        cell.scrub = Scrub::default();
-        return Err(AGAIN);
     }
-    if cell.phase == Phase::Dying && next_piece(cell).is_some() {
+    let cleared = cell.phase != Phase::Dying || next_piece(cell).is_none();
+    let phase = cell.phase;
+    match decision::destroy(phase, cleared, locked(cells), force) {
+        Destroy::Refuse(other) => return Err(locked_by(other)),
+        Destroy::Clear => {
+            let cell = cell_of(cells, id)?;
+            end_loading(cpu, machinery, cell)?;
+            cell.phase = Phase::Dying;
+            cell.scrub = Scrub::default();
+            return Err(AGAIN);
+        }
+        Destroy::Stop | Destroy::Again => return Err(AGAIN),
+        Destroy::Free => {}
+    }
+    let cell = cell_of(cells, id)?;
+    let mut away = cell.cpus.iter().filter(|index| !has_joined(*index, ROOT));
+    if let (Some(index), Some(_), Phase::Dying) = (away.next(), away.next(), cell.phase) {
+        // One CPU a call: each may take a while.
+        move_cpu(cpu, index, ROOT, low_page, machinery)?;
         return Err(AGAIN);
     }
     move_cpus(cpu, cell, ROOT, low_page, machinery)?;
@@ -417,6 +374,7 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     dismantle(machinery, draft);
     settle(machinery);
     public::set_cells(ledger.cell_count() as u64);
+    announce_change(cells);
     Ok(0)
 }
 

@@ -6,11 +6,14 @@
 pub mod communication;
 pub mod confinement;
 pub mod create;
+pub mod decision;
 pub mod lifecycle;
 pub mod moderated;
 pub mod parts;
+pub mod processors;
 pub mod restart;
 pub mod root;
+pub mod watchdog;
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -74,6 +77,8 @@ pub struct Cell {
     pub passive: bool,
     /// It may print.
     pub console: bool,
+    /// Its watchdog, if it has one.
+    pub watchdog: Option<watchdog::Watchdog>,
     /// Time that it has to answer, in cycles.
     pub patience: u64,
     /// It was asked to end; the time by which it must have answered.

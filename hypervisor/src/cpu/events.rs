@@ -24,7 +24,12 @@ const ROOT: u32 = 0;
 pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, mut events: Events) {
     if events.intersects(Events::STOP.union(Events::JOIN)) {
         // What the cell's own CPUs have sent, and a start that was given up, must not revive it.
-        events.remove(Events::INIT.union(Events::STARTUP).union(Events::RESET));
+        events.remove(
+            Events::INIT
+                .union(Events::STARTUP)
+                .union(Events::RESET)
+                .union(Events::FAIL),
+        );
     }
     if events.contains(Events::FLUSH) {
         invalidate_all();
@@ -96,12 +101,16 @@ pub fn park(cpu: &mut PerCpu, frame: &mut Frame, activity: Activity) {
 /// Parks the CPU after a violation, and its cell's other CPUs where the configuration wants that. Waits for nobody.
 pub fn fail(cpu: &mut PerCpu, frame: &mut Frame) {
     park(cpu, frame, Activity::Failed);
-    if !published(cpu.cell).is_some_and(Published::parks_whole) {
-        return;
+    if published(cpu.cell).is_some_and(Published::parks_whole) {
+        fail_all(cpu, cpu.cell);
     }
+}
+
+/// Parks all CPUs of a cell but this one. Waits for nobody.
+pub fn fail_all(cpu: &PerCpu, cell: u32) {
     for index in (0..parameters::cpu_count()).filter(|index| *index != cpu.index) {
         if let Some(target) = super::shared(index)
-            && target.cell.load(Ordering::Acquire) == cpu.cell
+            && target.cell.load(Ordering::Acquire) == cell
             && target.post(Events::FAIL)
         {
             apic::kick(cpu, target.apic_id.load(Ordering::Relaxed));
@@ -132,9 +141,12 @@ fn join(cpu: &mut PerCpu, frame: &mut Frame) {
         return;
     } else {
         apic::reset(cpu);
-        measure_apic_timer();
     }
     finish_join(cpu, next);
+    if next != ROOT {
+        // Behind the answer: the root's CPU does not wait for it.
+        measure_apic_timer();
+    }
 }
 
 /// The second half of joining, the same after a restart.
@@ -225,6 +237,20 @@ static APIC_KHZ: AtomicU32 = AtomicU32::new(0);
 #[must_use]
 pub fn apic_khz() -> u32 {
     APIC_KHZ.load(Ordering::Acquire)
+}
+
+/// Most time to wait for the frequency of the APIC timer, in milliseconds: measuring takes one.
+const MEASURING_MILLISECONDS: u64 = 20;
+
+/// The same, when a CPU of the cell that is about to start is still measuring it.
+#[must_use]
+pub fn measured_apic_khz() -> u32 {
+    let start = time_stamp();
+    let cycles = u64::from(parameters::tsc_khz()).saturating_mul(MEASURING_MILLISECONDS);
+    while apic_khz() == 0 && time_stamp().wrapping_sub(start) < cycles {
+        pause();
+    }
+    apic_khz()
 }
 
 /// Finds the frequency of the APIC timer, once: CPUID tells it, or it is measured against the time stamp counter for a

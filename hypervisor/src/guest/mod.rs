@@ -19,6 +19,8 @@ pub mod mtrr;
 mod native;
 mod opcodes;
 pub mod port;
+pub mod reset;
+pub mod root_failure;
 pub mod store;
 mod strings;
 pub mod walk;

@@ -6,7 +6,7 @@
 use gaol_abi::exit::COUNTER_ROOT_VIOLATIONS;
 use spin::mutex::TicketMutex;
 
-use super::Verdict;
+use super::{Verdict, root_failure};
 use crate::cpu::PerCpu;
 use crate::device::pci;
 use crate::launch::parameters;
@@ -104,7 +104,7 @@ fn config_data(cpu: &PerCpu, frame: &mut Frame, access: Access) {
 }
 
 /// Any other port.
-pub fn slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
+pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     let access = Access(read(Field::ExitQualification));
     let port = access.port();
     if access.is_string() {
@@ -118,7 +118,16 @@ pub fn slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
         };
     }
     // Narrow accesses to 0xcf8…0xcfb are other registers of the chipset, the reset control at 0xcf9 among them.
-    if cpu.is_root && (CONFIG_ADDRESS..CONFIG_DATA).contains(&port) {
+    if cpu.is_root
+        && ((CONFIG_ADDRESS..CONFIG_DATA).contains(&port)
+            || root_failure::covers(port, access.size()))
+    {
+        let value = frame.rax as u32;
+        if !access.is_input()
+            && let Some(verdict) = root_failure::write_port(cpu, frame, port, access.size(), value)
+        {
+            return verdict;
+        }
         // SAFETY: the root's own port.
         unsafe {
             if access.is_input() {

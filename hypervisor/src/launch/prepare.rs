@@ -13,7 +13,7 @@ use crate::cell::root::RootShare;
 use crate::cell::{confinement, lifecycle, parts, published};
 use crate::error::Failure;
 use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
-use crate::guest::io_apic;
+use crate::guest::{io_apic, root_failure};
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::frames::FramePool;
 use crate::memory::memory_types::{MemoryType, MemoryTypes, Mtrrs};
@@ -58,6 +58,7 @@ pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
     system::set_root_share(share);
     let mut root_ept = root_ept(parameters, &mut pool, &memory_types, &controls, &share)?;
     io_apic::prepare(&view, &mut root_ept, &mut PoolTables(&mut pool))?;
+    root_failure::prepare(parameters, header);
     let root_ports = root_bitmaps(&mut pool, &root_ept, &view, &share)?;
     let mut guard = system::manage_at_launch();
     guard.ledger.name_root(&header.name);
@@ -250,7 +251,12 @@ fn root_bitmaps(
         )
     };
     confinement::fill_root_msrs(msr_bitmap, share);
-    confinement::fill_root_ports(port_bitmaps, share, view.hypervisor_ports());
+    confinement::fill_root_ports(
+        port_bitmaps,
+        share,
+        view.hypervisor_ports(),
+        root_failure::guards,
+    );
     if let Some(root) = published(lifecycle::ROOT) {
         root.publish(ept.root(), msrs, ports);
         root.publish_behaviour(0, true, false, false);

@@ -7,7 +7,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use gaol_abi::exit::COUNTERS;
 use gaol_abi::outcome::Outcome;
-use gaol_abi::public::{CPU_OFFSET, CpuPublic, CpuState, FaultRecord, SystemPublic};
+use gaol_abi::public::{
+    CPU_OFFSET, CpuPublic, CpuState, FaultRecord, PAUSES, Pause, RootFailure, SystemPublic,
+    WatchdogRecord,
+};
 
 use crate::launch::parameters;
 
@@ -155,4 +158,52 @@ pub fn set_outcome(outcome: &Outcome) {
     let at = page(offset_of!(SystemPublic, last_outcome) as u64) as *mut Outcome;
     // SAFETY: as above.
     unsafe { at.write_volatile(*outcome) };
+}
+
+/// Keeps how long a CPU of the root was away, if it never was longer.
+pub fn note_pause(pause: Pause, cycles: u64) {
+    let index = pause.0 as usize;
+    if index >= PAUSES {
+        return;
+    }
+    let first = page(offset_of!(SystemPublic, longest_pauses) as u64);
+    let at = first.wrapping_add((index as u64) << 3) as *mut u64;
+    // SAFETY: an aligned element of the array in the first public page, only accessed atomically.
+    unsafe { AtomicU64::from_ptr(at) }.fetch_max(cycles, Ordering::Relaxed);
+}
+
+fn watchdog(cell: u32) -> *mut WatchdogRecord {
+    let index = u64::from(cell) & (gaol_abi::MAX_CELLS as u64).wrapping_sub(1);
+    let first = page(offset_of!(SystemPublic, watchdogs) as u64);
+    first.wrapping_add(index.wrapping_mul(size_of::<WatchdogRecord>() as u64)) as *mut _
+}
+
+/// Forgets what the watchdog of the cell has found.
+pub fn clear_watchdog(cell: u32) {
+    // SAFETY: an aligned element of the first public page, written under the management lock; the root only reads.
+    unsafe { watchdog(cell).write_volatile(WatchdogRecord::default()) };
+}
+
+/// Keeps that the cell's heartbeat has not changed in time.
+pub fn record_expiry(cell: u32, heartbeat: u64, time: u64) {
+    let at = watchdog(cell);
+    // SAFETY: as in `clear_watchdog`.
+    unsafe {
+        let expired = (&raw const (*at).expired).read_volatile().wrapping_add(1);
+        at.write_volatile(WatchdogRecord {
+            expired,
+            heartbeat,
+            time,
+        });
+    }
+}
+
+/// Keeps how the root has failed; its count goes up. Of two CPUs that fail at the same moment one is kept.
+pub fn record_root_failure(failure: &RootFailure) {
+    let at = page(offset_of!(SystemPublic, root_failure) as u64) as *mut RootFailure;
+    // SAFETY: an aligned structure of the first public page, any values of which are valid; the root only reads.
+    unsafe {
+        let count = (&raw const (*at).count).read_volatile().wrapping_add(1);
+        at.write_volatile(RootFailure { count, ..*failure });
+    }
 }

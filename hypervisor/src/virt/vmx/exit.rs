@@ -6,7 +6,7 @@
 use gaol_abi::exit::{COUNTER_GUEST_NMIS, COUNTER_KICKS};
 use gaol_abi::handover::LaunchStep;
 use gaol_abi::outcome::Reason;
-use gaol_abi::public::CpuState;
+use gaol_abi::public::{CpuState, Pause};
 
 use super::control::{self, Exception, inject};
 use super::entry::Frame;
@@ -17,9 +17,9 @@ use super::fields::{
 use super::instructions::{read, write};
 use crate::cpu::{Activity, PerCpu, events};
 use crate::error::Failure;
-use crate::guest::{Verdict, control_register, cpuid, fault, memory, msr, port};
+use crate::guest::{Verdict, control_register, cpuid, fault, memory, msr, port, root_failure};
 use crate::processor::{self, halt_for_ever};
-use crate::trace::console;
+use crate::trace::{console, public};
 use crate::{hypercall, launch};
 
 /// Result of [`exit_fast`]: back to the guest.
@@ -90,13 +90,20 @@ pub extern "sysv64" fn exit_slow(cpu: &mut PerCpu, frame: &mut Frame, why: u32) 
         let verdict = serve(cpu, frame);
         carry_out(cpu, frame, verdict);
     }
+    let mut since = None;
     loop {
         account_nmis(cpu);
         let events = cpu.shared.take();
         if events.is_empty() {
             break;
         }
+        if cpu.is_root {
+            since.get_or_insert_with(processor::time_stamp);
+        }
         events::serve(cpu, frame, events);
+    }
+    if let Some(since) = since.filter(|_| cpu.is_root) {
+        public::note_pause(Pause::Kick, processor::time_stamp().wrapping_sub(since));
     }
     deliver_nmi(cpu);
     let launch = u32::from(cpu.needs_launch);
@@ -146,7 +153,7 @@ fn serve(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
         | ExitReason::Vmfunc => Verdict::Inject(Exception::INVALID_OPCODE),
         // INIT and startup IPIs are virtual; a real one is not for the guest to see.
         ExitReason::Init | ExitReason::StartupIpi => Verdict::Resume,
-        ExitReason::TripleFault if cpu.is_root => reset_machine(),
+        ExitReason::TripleFault if cpu.is_root => root_failure::triple_fault(cpu, frame),
         _ => Verdict::Violation { address: 0 },
     }
 }
@@ -279,7 +286,7 @@ fn entry_failure(cpu: &mut PerCpu, reason: u32) -> Verdict {
             .hexadecimal(u64::from(reason))
             .text("): it stops")
             .end();
-        crate::trace::public::set_state(cpu.index, CpuState::Failed, cpu.cell);
+        public::set_state(cpu.index, CpuState::Failed, cpu.cell);
         halt_for_ever();
     }
     Verdict::Violation { address: 0 }
@@ -302,17 +309,6 @@ pub extern "sysv64" fn entry_failed(cpu: &mut PerCpu) -> ! {
         .number(error)
         .text(": it stops")
         .end();
-    crate::trace::public::set_state(cpu.index, CpuState::Failed, cpu.cell);
-    halt_for_ever()
-}
-
-/// A triple fault of Linux does what it does on bare hardware.
-fn reset_machine() -> ! {
-    let (reset_control, full_reset, keyboard_controller, pulse_reset) = (0xcf9, 0x06, 0x64, 0xfe);
-    // SAFETY: the machine shall reset.
-    unsafe {
-        processor::port_write(reset_control, 1, full_reset);
-        processor::port_write(keyboard_controller, 1, pulse_reset);
-    }
+    public::set_state(cpu.index, CpuState::Failed, cpu.cell);
     halt_for_ever()
 }
