@@ -261,31 +261,63 @@ static long scrub(unsigned int id, u64 *cycles)
 }
 
 /*
- * Repeats a hypercall for as long as the hypervisor wants to be called again:
- * there is memory to clear, or the cell has not answered yet. The hypervisor
- * keeps the cell's deadline, so this ends.
+ * Lets others do something while the cell has time to answer: a cell that does
+ * not delays nobody. False: it was destroyed meanwhile.
  */
-static long call_until_done(unsigned long number, unsigned int id, u64 flags,
-			    u64 *cycles, u64 *scrub_cycles)
+static bool let_others_in(struct gaol_cell *cell)
+{
+	bool is_there;
+
+	kobject_get(&cell->kobj);
+	mutex_unlock(&gaol.lock);
+	usleep_range(1000, 2000);
+	mutex_lock(&gaol.lock);
+	is_there = !cell->gone;
+	kobject_put(&cell->kobj);
+	return is_there;
+}
+
+/*
+ * Repeats a hypercall for as long as the hypervisor wants to be called again:
+ * there is memory to clear, a CPU to move, or the cell has not answered yet. The
+ * hypervisor keeps the cell's deadline, so this ends. By force nobody is asked,
+ * and gaol.lock is held all the time.
+ */
+static long call_until_done(unsigned long number, struct gaol_cell *cell,
+			    u64 flags, u64 *cycles, u64 *scrub_cycles)
 {
 	for (;;) {
 		u64 before = *scrub_cycles;
-		long result = gaol_hypercall(number, id, flags, cycles);
+		long result = gaol_hypercall(number, cell->id, flags, cycles);
 
 		if (result != -EAGAIN)
 			return result;
-		result = scrub(id, scrub_cycles);
+		result = scrub(cell->id, scrub_cycles);
 		if (result < 0)
 			return result;
-		if (*scrub_cycles - before < SCRUB_IDLE_CYCLES)
-			usleep_range(1000, 2000);
+		if (*scrub_cycles - before >= SCRUB_IDLE_CYCLES)
+			continue;
+		if (flags & GAOL_HYPERCALL_DESTROY_FORCE)
+			cond_resched();
+		else if (!let_others_in(cell))
+			return -ENOENT;
 	}
+}
+
+/* What a failed call means for the caller; the cell may be gone. */
+static int call_error(const struct gaol_cell *cell, long result,
+		      struct gaol_outcome *outcome)
+{
+	if (cell->gone)
+		return gaol_refuse(outcome, GAOL_REASON_NO_SUCH_CELL, 0,
+				   -ENOENT);
+	return gaol_hypercall_error(result, outcome);
 }
 
 static long destroy_in_hypervisor(struct gaol_cell *cell, u64 flags,
 				  u64 *cycles, u64 *scrub_cycles)
 {
-	return call_until_done(GAOL_HYPERCALL_CELL_DESTROY, cell->id, flags,
+	return call_until_done(GAOL_HYPERCALL_CELL_DESTROY, cell, flags,
 			       cycles, scrub_cycles);
 }
 
@@ -333,7 +365,9 @@ static long create_in_hypervisor(const struct gaol_cell *cell,
 
 	if (!header)
 		return -ENOMEM;
-	id = gaol_hypercall(GAOL_HYPERCALL_CELL_CREATE, virt_to_phys(header), 0,
+	id = gaol_hypercall(GAOL_HYPERCALL_CELL_CREATE, virt_to_phys(header),
+			    request->flags & GAOL_DRIVER_FLAG_CREATE_FORCE ?
+				    GAOL_HYPERCALL_DESTROY_FORCE : 0,
 			    &request->cycles);
 	kfree(header);
 	if (id < 0)
@@ -346,6 +380,8 @@ static int bury(struct gaol_cell *cell, struct gaol_outcome *outcome)
 {
 	int error;
 
+	gaol_watchdog_stop(cell);
+	cell->gone = true;
 	strike_out(cell);
 	gaol_sysfs_remove_cell(cell);
 	error = return_cpus(cell, outcome);
@@ -391,7 +427,8 @@ int gaol_cell_create(struct gaol_cell_create_request *request,
 	request->cycles = 0;
 	request->scrub_cycles = 0;
 	request->region = 0;
-	if (!error && request->flags & ~GAOL_DRIVER_FLAG_PIECES)
+	if (!error && request->flags & ~(GAOL_DRIVER_FLAG_PIECES |
+					 GAOL_DRIVER_FLAG_CREATE_FORCE))
 		error = -EINVAL;
 	if (!error)
 		error = check_config(header, request->config_size, outcome);
@@ -401,6 +438,7 @@ int gaol_cell_create(struct gaol_cell_create_request *request,
 	if (!cell)
 		return -ENOMEM;
 	strscpy(cell->name, header->name, sizeof(cell->name));
+	gaol_watchdog_init(cell, header);
 	error = check_cpus(header, &cell->cpus, outcome);
 	if (!error)
 		error = gaol_regions_provide(cell, header, request, holder);
@@ -433,6 +471,7 @@ int gaol_cell_load(struct gaol_cell_load_request *request,
 		   const struct gaol_load_image *images)
 {
 	struct gaol_outcome *outcome = &request->outcome;
+	unsigned int count = request->image_count;
 	struct gaol_cell *cell;
 	unsigned int index;
 	u64 scrub_cycles = 0;
@@ -440,17 +479,26 @@ int gaol_cell_load(struct gaol_cell_load_request *request,
 	int error = look_up(&request->cell, outcome, &cell);
 
 	request->cycles = 0;
-	for (index = 0; !error && index < request->image_count; index++)
+	for (index = 0; !error && index < count; index++)
 		error = gaol_regions_load(cell, images[index], false,
 					  outcome);
+	if (!error)
+		error = gaol_watchdog_check_images(cell, images, count,
+						   outcome);
 	if (error)
 		return error;
-	result = call_until_done(GAOL_HYPERCALL_CELL_SET_LOADABLE, cell->id, 0,
+	kobject_get(&cell->kobj);
+	result = call_until_done(GAOL_HYPERCALL_CELL_SET_LOADABLE, cell, 0,
 				 &request->cycles, &scrub_cycles);
-	if (result)
-		return gaol_hypercall_error(result, outcome);
-	for (index = 0; !error && index < request->image_count; index++)
+	if (result) {
+		error = call_error(cell, result, outcome);
+	} else {
+		gaol_watchdog_stop(cell);
+		error = gaol_watchdog_keep(cell, images, count);
+	}
+	for (index = 0; !error && index < count; index++)
 		error = gaol_regions_load(cell, images[index], true, outcome);
+	kobject_put(&cell->kobj);
 	return error;
 }
 
@@ -468,7 +516,10 @@ int gaol_cell_start(struct gaol_cell_command *command)
 		return error;
 	result = gaol_hypercall(GAOL_HYPERCALL_CELL_START, cell->id, 0,
 				&command->cycles);
-	return result ? gaol_hypercall_error(result, &command->outcome) : 0;
+	if (result)
+		return gaol_hypercall_error(result, &command->outcome);
+	gaol_watchdog_start(cell);
+	return 0;
 }
 
 static u64 force(const struct gaol_cell_command *command)
@@ -487,20 +538,30 @@ int gaol_cell_shutdown(struct gaol_cell_command *command)
 	command->scrub_cycles = 0;
 	if (error)
 		return error;
-	result = call_until_done(GAOL_HYPERCALL_CELL_SET_LOADABLE, cell->id,
+	kobject_get(&cell->kobj);
+	result = call_until_done(GAOL_HYPERCALL_CELL_SET_LOADABLE, cell,
 				 force(command), &command->cycles,
 				 &command->scrub_cycles);
-	return result ? gaol_hypercall_error(result, &command->outcome) : 0;
+	if (result)
+		error = call_error(cell, result, &command->outcome);
+	else
+		gaol_watchdog_stop(cell);
+	kobject_put(&cell->kobj);
+	return error;
 }
 
 static int destroy(struct gaol_cell *cell, u64 flags,
 		   struct gaol_outcome *outcome, u64 *cycles, u64 *scrub_cycles)
 {
-	long result = destroy_in_hypervisor(cell, flags, cycles, scrub_cycles);
+	long result;
+	int error;
 
-	if (result)
-		return gaol_hypercall_error(result, outcome);
-	return bury(cell, outcome);
+	kobject_get(&cell->kobj);
+	result = destroy_in_hypervisor(cell, flags, cycles, scrub_cycles);
+	error = result ? call_error(cell, result, outcome) :
+			 bury(cell, outcome);
+	kobject_put(&cell->kobj);
+	return error;
 }
 
 int gaol_cell_destroy(struct gaol_cell_command *command)

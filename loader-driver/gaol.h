@@ -19,6 +19,7 @@
 #include <linux/poll.h>
 #include <linux/rwsem.h>
 #include <linux/types.h>
+#include <linux/workqueue.h>
 
 #include "gaol_abi.h"
 
@@ -87,6 +88,32 @@ struct gaol_statistics {
 	int cpu;
 };
 
+/* What a cell was loaded with. */
+struct gaol_kept_image {
+	struct list_head list;
+	u64 target;
+	u64 size;
+	u8 bytes[];
+};
+
+struct gaol_watchdog {
+	/* In milliseconds; 0: there is none. */
+	u32 timeout;
+	u32 policy;
+	struct delayed_work work;
+	/* The policy is "restart", and the cell has stood still. */
+	bool is_due;
+	bool given_up;
+	unsigned int restarts;
+	unsigned int in_a_row;
+	unsigned int good_looks;
+	/* For a restart, in the order of loading. */
+	struct list_head images;
+	u64 kept;
+	/* They are whole: the cell was started with them. */
+	bool was_started;
+};
+
 struct gaol_cell {
 	struct kobject kobj;
 	struct list_head list;
@@ -99,6 +126,9 @@ struct gaol_cell {
 	/* [0] is the sum, the others follow in the order of the CPUs. */
 	struct gaol_statistics **statistics;
 	unsigned int statistics_count;
+	struct gaol_watchdog watchdog;
+	/* Destroyed, for those who have waited meanwhile. */
+	bool gone;
 };
 
 struct gaol_module {
@@ -187,6 +217,25 @@ int gaol_regions_load(struct gaol_cell *cell, struct gaol_load_image image,
 size_t gaol_regions_tell(const struct gaol_cell *cell, char *buffer,
 			 size_t size);
 int gaol_mmap(struct file *file, struct vm_area_struct *vma);
+
+int gaol_regions_write(struct gaol_cell *cell, u64 target, const void *bytes,
+		       u64 size);
+
+/* watchdog.c */
+void gaol_watchdog_init(struct gaol_cell *cell,
+			const struct gaol_cell_header *header);
+int gaol_watchdog_check_images(const struct gaol_cell *cell,
+			       const struct gaol_load_image *images,
+			       unsigned int count,
+			       struct gaol_outcome *outcome);
+int gaol_watchdog_keep(struct gaol_cell *cell,
+		       const struct gaol_load_image *images,
+		       unsigned int count);
+void gaol_watchdog_start(struct gaol_cell *cell);
+void gaol_watchdog_stop(struct gaol_cell *cell);
+void gaol_watchdog_free(struct gaol_cell *cell);
+size_t gaol_watchdog_tell(const struct gaol_cell *cell, u64 expired,
+			  char *buffer);
 
 /* sysfs.c */
 int gaol_sysfs_init(void);

@@ -63,17 +63,37 @@ void gaol_give_region_back(void *mapping, struct gaol_memory *memory)
 	gaol_memory_put(memory);
 }
 
-static u32 pm_timer_port(void)
+/* First port of a register of the FADT, by its new and its old description. */
+static u32 acpi_port(const struct acpi_generic_address *extended, u32 port)
 {
-	const struct acpi_generic_address *timer =
-		&acpi_gbl_FADT.xpm_timer_block;
-
 	if (acpi_disabled)
 		return 0;
-	if (timer->address)
-		return timer->space_id == ACPI_ADR_SPACE_SYSTEM_IO ?
-			       timer->address : 0;
-	return acpi_gbl_FADT.pm_timer_block;
+	if (extended->address)
+		return extended->space_id == ACPI_ADR_SPACE_SYSTEM_IO ?
+			       extended->address : 0;
+	return port;
+}
+
+/* How Linux could end the machine by ACPI. */
+static void describe_reset(struct gaol_launch_parameters *parameters)
+{
+	const struct acpi_table_fadt *fadt = &acpi_gbl_FADT;
+	const struct acpi_generic_address *reset = &fadt->reset_register;
+
+	parameters->power_control_ports[0] =
+		acpi_port(&fadt->xpm1a_control_block, fadt->pm1a_control_block);
+	parameters->power_control_ports[1] =
+		acpi_port(&fadt->xpm1b_control_block, fadt->pm1b_control_block);
+	if (acpi_disabled || !(fadt->flags & ACPI_FADT_RESET_REGISTER))
+		return;
+	parameters->reset_register = reset->address;
+	parameters->reset_value = fadt->reset_value;
+	if (reset->space_id == ACPI_ADR_SPACE_SYSTEM_IO)
+		parameters->reset_register_kind =
+			GAOL_HANDOVER_RESET_REGISTER_PORT;
+	else if (reset->space_id == ACPI_ADR_SPACE_SYSTEM_MEMORY)
+		parameters->reset_register_kind =
+			GAOL_HANDOVER_RESET_REGISTER_MEMORY;
 }
 
 /* The offset of the next part, which then begins behind this one. */
@@ -142,7 +162,9 @@ static void describe_machine(struct launch *launch,
 	parameters->fault_step = launch->request->fault_step;
 	parameters->launch_word = GAOL_LAUNCH_WORD_PREPARE;
 	parameters->low_page = gaol_low_page();
-	parameters->pm_timer_port = pm_timer_port();
+	parameters->pm_timer_port = acpi_port(&acpi_gbl_FADT.xpm_timer_block,
+					      acpi_gbl_FADT.pm_timer_block);
+	describe_reset(parameters);
 }
 
 /* The boot page table */

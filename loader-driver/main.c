@@ -14,6 +14,7 @@
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/panic_notifier.h>
 #include <linux/reboot.h>
 #include <linux/slab.h>
 #include <linux/suspend.h>
@@ -351,6 +352,19 @@ static int before_reboot(struct notifier_block *block, unsigned long event,
 	return NOTIFY_DONE;
 }
 
+/* The hypervisor keeps it on record; it takes no lock, nor does this. */
+static int at_panic(struct notifier_block *block, unsigned long event,
+		    void *data)
+{
+	if (READ_ONCE(gaol.enabled) && !gaol.broken)
+		gaol_hypercall(GAOL_HYPERCALL_ROOT_FAILED, 0, 0, NULL);
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block panic_notifier = {
+	.notifier_call = at_panic,
+};
+
 static struct notifier_block sleep_notifier = {
 	.notifier_call = before_sleep,
 };
@@ -365,6 +379,7 @@ static int hotplug_state;
 static void __exit gaol_exit(void)
 {
 	misc_deregister(&device);
+	atomic_notifier_chain_unregister(&panic_notifier_list, &panic_notifier);
 	unregister_reboot_notifier(&reboot_notifier);
 	unregister_pm_notifier(&sleep_notifier);
 	cpuhp_remove_state_nocalls(hotplug_state);
@@ -396,9 +411,13 @@ static int __init gaol_init(void)
 	error = register_reboot_notifier(&reboot_notifier);
 	if (error)
 		goto sleep;
-	error = gaol_blocks_init();
+	error = atomic_notifier_chain_register(&panic_notifier_list,
+					       &panic_notifier);
 	if (error)
 		goto reboot;
+	error = gaol_blocks_init();
+	if (error)
+		goto panic;
 	error = misc_register(&device);
 	if (error)
 		goto blocks;
@@ -406,6 +425,8 @@ static int __init gaol_init(void)
 
 blocks:
 	gaol_blocks_exit();
+panic:
+	atomic_notifier_chain_unregister(&panic_notifier_list, &panic_notifier);
 reboot:
 	unregister_reboot_notifier(&reboot_notifier);
 sleep:

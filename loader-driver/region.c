@@ -292,8 +292,9 @@ static struct gaol_region *find_loadable(struct gaol_cell *cell, u64 guest)
 	return NULL;
 }
 
+/* From user space, or, where `bytes` are given, from there. */
 static int copy_piece(struct gaol_region *region, u64 offset, u64 source,
-		      u64 size)
+		      const void *bytes, u64 size)
 {
 	void *mapping = memremap(region->config.physical, region->config.size,
 				 MEMREMAP_WB);
@@ -304,8 +305,10 @@ static int copy_piece(struct gaol_region *region, u64 offset, u64 source,
 	while (size && !error) {
 		u64 chunk = min_t(u64, size, COPY_CHUNK);
 
-		if (copy_from_user(mapping + offset, u64_to_user_ptr(source),
-				   chunk))
+		if (bytes)
+			memcpy(mapping + offset, bytes + source, chunk);
+		else if (copy_from_user(mapping + offset,
+					u64_to_user_ptr(source), chunk))
 			error = -EFAULT;
 		offset += chunk;
 		source += chunk;
@@ -317,8 +320,8 @@ static int copy_piece(struct gaol_region *region, u64 offset, u64 source,
 }
 
 /* Walks the pieces that an image spans; copies, or only checks that they are there. */
-int gaol_regions_load(struct gaol_cell *cell, struct gaol_load_image image,
-		      bool copy, struct gaol_outcome *outcome)
+static int load(struct gaol_cell *cell, struct gaol_load_image image, bool copy,
+		const void *bytes, struct gaol_outcome *outcome)
 {
 	const u64 target = image.target;
 
@@ -332,8 +335,8 @@ int gaol_regions_load(struct gaol_cell *cell, struct gaol_load_image image,
 					   target, -ERANGE);
 		offset = image.target - region->config.guest;
 		piece = min(image.size, region->config.size - offset);
-		error = copy ? copy_piece(region, offset, image.source, piece) :
-			       0;
+		error = copy ? copy_piece(region, offset, image.source, bytes,
+					  piece) : 0;
 		if (error)
 			return error;
 		image.target += piece;
@@ -341,6 +344,22 @@ int gaol_regions_load(struct gaol_cell *cell, struct gaol_load_image image,
 		image.size -= piece;
 	}
 	return 0;
+}
+
+int gaol_regions_load(struct gaol_cell *cell, struct gaol_load_image image,
+		      bool copy, struct gaol_outcome *outcome)
+{
+	return load(cell, image, copy, NULL, outcome);
+}
+
+/* The same with what the module has kept. */
+int gaol_regions_write(struct gaol_cell *cell, u64 target, const void *bytes,
+		       u64 size)
+{
+	const struct gaol_load_image image = { .size = size, .target = target };
+	struct gaol_outcome ignored;
+
+	return load(cell, image, true, bytes, &ignored);
 }
 
 /* mmap */

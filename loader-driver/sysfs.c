@@ -306,6 +306,21 @@ static ssize_t cpus_failed_list_show(struct kobject *kobj,
 	return show_cpus(kobj, true, "%*pbl\n", buffer);
 }
 
+static ssize_t watchdog_show(struct kobject *kobj,
+			     struct kobj_attribute *attribute, char *buffer)
+{
+	const struct gaol_system_public *public;
+	struct gaol_cell *cell = to_cell(kobj);
+	u64 expired;
+
+	if (!enter())
+		return -ENODEV;
+	public = gaol.public;
+	expired = READ_ONCE(public->watchdogs[cell->id % GAOL_MAX_CELLS].expired);
+	leave();
+	return gaol_watchdog_tell(cell, expired, buffer);
+}
+
 /* Text that may be longer than a page, from `offset` on. */
 static ssize_t read_text(char *buffer, loff_t offset, size_t size,
 			 const char *text, size_t length)
@@ -341,6 +356,7 @@ static struct kobj_attribute cpus_assigned_list_attribute =
 static struct kobj_attribute cpus_failed_attribute = __ATTR_RO(cpus_failed);
 static struct kobj_attribute cpus_failed_list_attribute =
 	__ATTR_RO(cpus_failed_list);
+static struct kobj_attribute watchdog_attribute = __ATTR_RO(watchdog);
 /* Physical addresses are root's. */
 static CONST_BIN_ATTRIBUTE struct bin_attribute memory_attribute = {
 	.attr = { .name = "memory", .mode = 0400 },
@@ -354,6 +370,7 @@ static struct attribute *cell_attrs[] = {
 	&cpus_assigned_list_attribute.attr,
 	&cpus_failed_attribute.attr,
 	&cpus_failed_list_attribute.attr,
+	&watchdog_attribute.attr,
 	NULL,
 };
 
@@ -373,6 +390,7 @@ static void release_cell(struct kobject *kobj)
 {
 	struct gaol_cell *cell = to_cell(kobj);
 
+	gaol_watchdog_free(cell);
 	kfree(cell->statistics);
 	kfree(cell->regions);
 	kfree(cell);
