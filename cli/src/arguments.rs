@@ -305,10 +305,14 @@ pub enum CellCommand {
     #[command(after_help = "\
 Examples:
   gaol cell create latency.toml
-  gaol cell create latency.bin")]
+  gaol cell create latency.bin
+  gaol cell create latency.toml --force   although another cell is locked")]
     Create {
         /// Cell configuration, TOML or compiled
         file: PathBuf,
+        /// Do not mind other cells that are locked
+        #[arg(long)]
+        force: bool,
         /// Leave the checks to module and hypervisor, to see them refuse the file
         #[arg(long, hide = true)]
         unchecked: bool,

@@ -103,7 +103,7 @@ pub trait Device {
     ///
     /// # Errors
     /// Why not.
-    fn create(&mut self, config: &[u8], pieces: bool) -> Result<Created>;
+    fn create(&mut self, config: &[u8], pieces: bool, force: bool) -> Result<Created>;
 
     /// Announces memory blocks, by address, that are about to be taken offline for the requests that follow.
     ///

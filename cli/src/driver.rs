@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 
 use gaol_abi::driver::{
-    CellCommand, CellCreateRequest, CellLoadRequest, CellReference, EnableRequest, FLAG_FORCE,
-    FLAG_PIECES, IOCTL_CELL_CREATE, IOCTL_CELL_DESTROY, IOCTL_CELL_LOAD, IOCTL_CELL_SHUTDOWN,
-    IOCTL_CELL_START, IOCTL_DISABLE, IOCTL_ENABLE, IOCTL_MEMORY_OFFER, IOCTL_TYPE, LoadImage,
-    MAX_LOAD_IMAGES, MemoryOfferRequest,
+    CellCommand, CellCreateRequest, CellLoadRequest, CellReference, EnableRequest,
+    FLAG_CREATE_FORCE, FLAG_FORCE, FLAG_PIECES, IOCTL_CELL_CREATE, IOCTL_CELL_DESTROY,
+    IOCTL_CELL_LOAD, IOCTL_CELL_SHUTDOWN, IOCTL_CELL_START, IOCTL_DISABLE, IOCTL_ENABLE,
+    IOCTL_MEMORY_OFFER, IOCTL_TYPE, LoadImage, MAX_LOAD_IMAGES, MemoryOfferRequest,
 };
 use gaol_abi::outcome::{Outcome, Reason};
 use gaol_abi::{ABI_REVISION, NAME_LENGTH};
@@ -179,10 +179,10 @@ impl Device for Driver {
         })
     }
 
-    fn create(&mut self, config: &[u8], pieces: bool) -> Result<Created> {
+    fn create(&mut self, config: &[u8], pieces: bool, force: bool) -> Result<Created> {
         let mut request = CellCreateRequest {
             revision: ABI_REVISION,
-            flags: if pieces { FLAG_PIECES } else { 0 },
+            flags: if pieces { FLAG_PIECES } else { 0 } | if force { FLAG_CREATE_FORCE } else { 0 },
             config: address(config),
             config_size: config.len() as u64,
             ..CellCreateRequest::new_zeroed()

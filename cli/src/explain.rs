@@ -2,6 +2,7 @@
 //!
 //! Invariant: every [`Reason`] that `gaol-abi` names has its own sentence and remedy here (tested).
 
+use gaol_abi::driver::MAX_KEPT_BYTES;
 use gaol_abi::handover::LaunchStep;
 use gaol_abi::image::Vendor;
 use gaol_abi::outcome::{Outcome, Reason, Unsupported};
@@ -475,6 +476,12 @@ fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
             format!("the machine has no memory where region {detail} (counted from 0) is"),
             "Choose another address, or leave `physical` out: Linux then gives the memory.",
         ),
+        Reason::RestartTooLarge => words(
+            format!(
+                "{detail} bytes are too many to be kept for restarts, at most {MAX_KEPT_BYTES} are"
+            ),
+            "Load less, or take the policy \"restart\" out of [watchdog].",
+        ),
         Reason::DmaOutsideMemory => words(
             format!("devices shall reach region {detail} (counted from 0), where no memory is"),
             "Choose memory, or take `dma` out.",
@@ -553,7 +560,9 @@ fn of_cell(reason: Reason, detail: u64, facts: &Facts) -> Option<Words> {
         ),
         Reason::CellLocked => words(
             format!("cell {detail} is locked: it wants the set of cells to stay as it is"),
-            format!("Let it finish, or stop it: gaol cell shutdown {detail} --force"),
+            format!(
+                "Let it finish, stop it (gaol cell shutdown {detail} --force), or go on without it: --force"
+            ),
         ),
         Reason::CellRunning => words(
             format!("{cell} runs"),

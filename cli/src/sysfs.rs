@@ -33,6 +33,23 @@ pub struct CellEntry {
     pub cpus: CpuSet,
     /// Those that were stopped.
     pub failed: CpuSet,
+    /// Its watchdog, if it has one.
+    pub watchdog: Option<WatchdogEntry>,
+}
+
+/// The watchdog of a cell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchdogEntry {
+    /// "record", "restart" or "halt".
+    pub policy: String,
+    /// Timeout in milliseconds.
+    pub timeout: u64,
+    /// How often the heartbeat has not changed in time.
+    pub expired: u64,
+    /// How often the cell was started again.
+    pub restarts: u64,
+    /// The cell is not started again any more.
+    pub given_up: bool,
 }
 
 /// Memory of a cell.
@@ -113,6 +130,20 @@ fn parse_hexadecimal(text: &str) -> Option<u64> {
         // C's "%#x" writes zero without a prefix.
         None => text.parse().ok(),
     }
+}
+
+fn parse_watchdog(line: &str) -> Option<WatchdogEntry> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [policy, timeout, expired, restarts, given_up] = fields[..] else {
+        return None;
+    };
+    Some(WatchdogEntry {
+        policy: policy.to_owned(),
+        timeout: timeout.parse().ok()?,
+        expired: expired.parse().ok()?,
+        restarts: restarts.parse().ok()?,
+        given_up: given_up == "1",
+    })
 }
 
 fn parse_memory(line: &str) -> Option<MemoryEntry> {
@@ -272,6 +303,7 @@ impl Sysfs {
             state: text("state")?,
             cpus: cpus("cpus_assigned_list")?,
             failed: cpus("cpus_failed_list")?,
+            watchdog: text("watchdog").ok().and_then(|line| parse_watchdog(&line)),
         })
     }
 
@@ -355,6 +387,19 @@ mod tests {
         );
         assert_eq!(cpus("x"), None);
         assert_eq!(cpus("1-"), None);
+    }
+
+    #[test]
+    fn watchdog_lines_are_read() {
+        let entry = parse_watchdog("restart 100 3 2 1\n").unwrap();
+        assert_eq!((entry.policy.as_str(), entry.timeout), ("restart", 100));
+        assert_eq!(
+            (entry.expired, entry.restarts, entry.given_up),
+            (3, 2, true)
+        );
+        for line in ["", "none", "halt 100 3 2", "halt x 3 2 0", "halt 1 3 2 0 0"] {
+            assert_eq!(parse_watchdog(line), None, "{line}");
+        }
     }
 
     #[test]

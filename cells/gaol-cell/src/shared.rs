@@ -86,6 +86,17 @@ impl<S, V, const N: usize> Field<S, [V; N]> {
     }
 }
 
+impl Window<u64> {
+    /// Adds one to a number that nobody else writes to.
+    pub fn count(&mut self) {
+        // SAFETY: The number is aligned, readable and writable (from_pointer).
+        unsafe {
+            self.base
+                .write_volatile(self.base.read_volatile().wrapping_add(1))
+        };
+    }
+}
+
 /// The [`Field`] of a structure by its name: `field!(Results, ticks_done)`.
 #[macro_export]
 macro_rules! field {
@@ -201,6 +212,16 @@ mod tests {
     #[should_panic(expected = "beyond the end")]
     fn an_element_beyond_the_array_is_refused() {
         field!(Example, list).element(3);
+    }
+
+    #[test]
+    fn numbers_are_counted() {
+        let number = Box::leak(Box::new(u64::MAX - 1));
+        let mut window = Window::over(number);
+        window.count();
+        assert_eq!(window.snapshot(), u64::MAX);
+        window.count();
+        assert_eq!(window.snapshot(), 0);
     }
 
     #[test]

@@ -38,7 +38,7 @@ fn cost_text(cost: Cost) -> String {
 ///
 /// # Errors
 /// Why there is no new cell.
-pub fn create(host: &mut Host, path: &Path) -> Result<Report> {
+pub fn create(host: &mut Host, path: &Path, force: bool) -> Result<Report> {
     let saved = super::create::saved(host);
     let configuration = match &saved {
         Some(system) => {
@@ -74,7 +74,7 @@ pub fn create(host: &mut Host, path: &Path) -> Result<Report> {
         refuse_lines_in_use(host, &cell, &ledger, &machine)?;
     }
     let view = cell.view();
-    let created = create_from(host, cell.bytes())
+    let created = create_from(host, cell.bytes(), force)
         .map_err(|error| creation_failure(host, error, &cell, &ledger, &machine))?;
     owners::keep(host, created.id, cell.bytes());
     Ok(created_report(created, view.name(), view.cpus()))
@@ -100,7 +100,7 @@ fn refuse_lines_in_use(
 }
 
 /// Creates a cell, with memory blocks where Linux' allocator does not give enough.
-fn create_from(host: &mut Host, bytes: &[u8]) -> crate::device::Result<Created> {
+fn create_from(host: &mut Host, bytes: &[u8], force: bool) -> crate::device::Result<Created> {
     let binary = encode::Binary::new(bytes);
     let size_of = |region: u32| {
         let view = CellView::parse(binary.bytes()).ok()?;
@@ -110,7 +110,7 @@ fn create_from(host: &mut Host, bytes: &[u8]) -> crate::device::Result<Created> 
     with_blocks(
         host,
         |error| Shortage::of(error, 0, size_of),
-        |host, pieces| host.device.create(bytes, pieces),
+        |host, pieces| host.device.create(bytes, pieces, force),
     )
 }
 
@@ -119,13 +119,13 @@ fn create_from(host: &mut Host, bytes: &[u8]) -> crate::device::Result<Created> 
 ///
 /// # Errors
 /// Why there is no new cell.
-pub fn create_unchecked(host: &mut Host, path: &Path) -> Result<Report> {
+pub fn create_unchecked(host: &mut Host, path: &Path, force: bool) -> Result<Report> {
     let file = read_bytes(path)?;
     let bytes = match Configuration::read(&path.display().to_string(), &file) {
         Ok(Configuration::Cell(cell)) => cell.bytes().to_vec(),
         _ => file,
     };
-    let created = create_from(host, &bytes).map_err(|error| {
+    let created = create_from(host, &bytes, force).map_err(|error| {
         let action = format!("cannot create a cell from {}", path.display());
         let mut facts = host.facts(None);
         if let Ok(view) = CellView::parse(encode::Binary::new(&bytes).bytes()) {

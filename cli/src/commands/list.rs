@@ -2,14 +2,14 @@
 
 use gaol_abi::exit::counter_name;
 use gaol_abi::image::Vendor;
-use gaol_abi::public::FaultRecord;
+use gaol_abi::public::{FaultRecord, RootFailure, RootFailureKind};
 use gaol_config::explain::cpu_list;
 use serde_json::{Value, json};
 
 use crate::failure::Result;
 use crate::host::Host;
 use crate::output::{Report, Side, table};
-use crate::sysfs::{CellEntry, PublicPages};
+use crate::sysfs::{CellEntry, PublicPages, WatchdogEntry};
 
 /// `gaol cell list`.
 ///
@@ -52,14 +52,35 @@ pub fn list(host: &Host) -> Result<Report> {
                 describe(fault, host.vendor)
             ));
         }
-        cells_json.push(json!({
+        if let Some(watchdog) = &cell.watchdog
+            && let Some(words) = watchdog_words(watchdog)
+        {
+            faults_text.push_str(&format!("Cell \"{}\" {words}.\n", cell.name));
+        }
+        let mut cell_json = json!({
             "id": cell.id,
             "name": cell.name,
             "state": cell.state,
             "cpus": cell.cpus.iter().collect::<Vec<u32>>(),
             "cpus_failed": cell.failed.iter().collect::<Vec<u32>>(),
             "faults": faults.iter().map(|(cpu, fault)| fault_json(*cpu, fault, host.vendor)).collect::<Vec<_>>(),
-        }));
+        });
+        if let Some(watchdog) = &cell.watchdog {
+            cell_json["watchdog"] = json!({
+                "policy": watchdog.policy,
+                "timeout_ms": watchdog.timeout,
+                "expired": watchdog.expired,
+                "restarts": watchdog.restarts,
+                "given_up": watchdog.given_up,
+            });
+        }
+        cells_json.push(cell_json);
+    }
+    if let Some(public) = &public
+        && let Some(system) = public.system()
+        && let Some(words) = root_failure_words(&system.root_failure)
+    {
+        faults_text.push_str(&words);
     }
     let sides = [Side::Right, Side::Left, Side::Left, Side::Left, Side::Left];
     let mut text = table(&sides, &rows);
@@ -77,6 +98,57 @@ pub fn list(host: &Host) -> Result<Report> {
             "pool_used": used,
         }),
     })
+}
+
+fn times(count: u64) -> String {
+    match count {
+        1 => "once".to_owned(),
+        count => format!("{count} times"),
+    }
+}
+
+/// What a watchdog has found, if anything.
+fn watchdog_words(watchdog: &WatchdogEntry) -> Option<String> {
+    if watchdog.expired == 0 {
+        return None;
+    }
+    let mut words = format!(
+        "stood still for {} ms, {}",
+        watchdog.timeout,
+        times(watchdog.expired)
+    );
+    match watchdog.policy.as_str() {
+        "halt" => words.push_str("; its CPUs were stopped for it"),
+        "restart" if watchdog.restarts != 0 => {
+            words.push_str(&format!(
+                "; it was started again {}",
+                times(watchdog.restarts)
+            ));
+        }
+        _ => {}
+    }
+    if watchdog.given_up {
+        words.push_str(", and is not any more");
+    }
+    Some(words)
+}
+
+/// What Linux did that a CPU of it was parked for.
+fn root_failure_words(failure: &RootFailure) -> Option<String> {
+    let deed = match failure.kind {
+        RootFailureKind::None => return None,
+        RootFailureKind::Panic => "its kernel panicked".to_owned(),
+        RootFailureKind::TripleFault => "it ran into a triple fault".to_owned(),
+        RootFailureKind::Sleep => format!(
+            "it tried to turn the machine off at port {:#x}",
+            failure.address
+        ),
+        _ => format!(
+            "it tried to reset the machine at port {:#x}",
+            failure.address
+        ),
+    };
+    Some(format!("Linux failed on CPU {}: {deed}.\n", failure.cpu))
 }
 
 /// The fault records of the cell's CPUs that were stopped.

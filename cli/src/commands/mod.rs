@@ -74,12 +74,14 @@ fn run_cell(command: &CellCommand, host: &mut Host) -> Result<Report> {
     match command {
         CellCommand::Create {
             file,
+            force,
             unchecked: false,
-        } => cell::create(host, file),
+        } => cell::create(host, file, *force),
         CellCommand::Create {
             file,
+            force,
             unchecked: true,
-        } => cell::create_unchecked(host, file),
+        } => cell::create_unchecked(host, file, *force),
         CellCommand::Load { cell, pieces } => cell::load(host, cell, pieces),
         CellCommand::Start { cell } => cell::operate(host, Operation::Start, cell, false),
         CellCommand::Shutdown { cell, force } => {

@@ -1,6 +1,7 @@
 //! `gaol cell stats`: how often CPUs were in the hypervisor, by reason.
 
 use gaol_abi::exit::{COUNTERS, FIRST_DERIVED_COUNTER, counter_name};
+use gaol_abi::public::Pause;
 use gaol_config::explain::cpu_list;
 use serde_json::{Map, Value, json};
 
@@ -66,13 +67,18 @@ pub fn stats(host: &Host, cell: &CellName) -> Result<Report> {
             .collect::<Vec<_>>()),
     };
     let noun = if numbers.len() == 1 { "CPU" } else { "CPUs" };
+    let pauses = match (cell.id, public.system()) {
+        (0, Some(system)) => pauses(&system.longest_pauses),
+        _ => Vec::new(),
+    };
     let text = format!(
-        "Cell \"{}\" (number {}, {noun} {}): {} exits.\n{}",
+        "Cell \"{}\" (number {}, {noun} {}): {} exits.\n{}{}",
         cell.name,
         cell.id,
         cpu_list(cell.cpus),
         grouped(exits.total),
-        text_table(&numbers, &rows, &exits)
+        text_table(&numbers, &rows, &exits),
+        pauses_text(&pauses)
     );
     let mut json = counters_json(&rows, exits.total, |row| row.total);
     json["ok"] = true.into();
@@ -88,7 +94,47 @@ pub fn stats(host: &Host, cell: &CellName) -> Result<Report> {
         })
         .collect::<Map<String, Value>>()
         .into();
+    if cell.id == 0 {
+        let cycles = pauses
+            .iter()
+            .map(|(name, cycles)| ((*name).to_owned(), (*cycles).into()));
+        json["longest_pauses"] = cycles.collect::<Map<String, Value>>().into();
+    }
     Ok(Report { text, json })
+}
+
+/// Why a CPU of the root is away, and for how many cycles at the most.
+fn pauses(longest: &[u64]) -> Vec<(&'static str, u64)> {
+    let names = [
+        (Pause::Create, "create"),
+        (Pause::Start, "start"),
+        (Pause::SetLoadable, "set_loadable"),
+        (Pause::Destroy, "destroy"),
+        (Pause::Scrub, "scrub"),
+        (Pause::Look, "look"),
+        (Pause::Kick, "kick"),
+    ];
+    let cycles = |pause: Pause| longest.get(usize::try_from(pause.0).ok()?).copied();
+    names
+        .into_iter()
+        .filter_map(|(pause, name)| Some((name, cycles(pause)?)))
+        .collect()
+}
+
+/// The longest times first; what has not happened is left out.
+fn pauses_text(pauses: &[(&str, u64)]) -> String {
+    let mut pauses: Vec<_> = pauses.iter().filter(|(_, cycles)| *cycles != 0).collect();
+    if pauses.is_empty() {
+        return String::new();
+    }
+    pauses.sort_by_key(|(_, cycles)| core::cmp::Reverse(*cycles));
+    let mut rows = vec![vec!["LONGEST PAUSE".to_owned(), "CYCLES".to_owned()]];
+    rows.extend(
+        pauses
+            .iter()
+            .map(|(name, cycles)| vec![(*name).to_owned(), grouped(*cycles)]),
+    );
+    format!("\n{}", table(&[Side::Left, Side::Right], &rows))
 }
 
 /// Exits by reason, their sum, and the counters that are parts of them.

@@ -17,6 +17,18 @@ fn named(name: &str) -> CellName {
 }
 
 #[test]
+fn create_by_force_is_told_to_the_module() {
+    let machine = Machine::enabled();
+    let toml = machine.write("hello.toml", &shipped("hello.toml"));
+    machine.run(&["cell", "create", &toml, "--force"]).text();
+    let Request::CreateByForce(config) = machine.request() else {
+        panic!("it was not asked to create by force");
+    };
+    let config = Binary::new(&config);
+    assert_eq!(CellView::parse(config.bytes()).unwrap().name(), "hello");
+}
+
+#[test]
 fn create_passes_the_compiled_file_on() {
     let machine = Machine::enabled();
     let toml = machine.write("hello.toml", &shipped("hello.toml"));

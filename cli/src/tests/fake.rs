@@ -38,6 +38,8 @@ pub enum Request {
     Create(Vec<u8>),
     /// The same, and regions may be in pieces.
     CreateInPieces(Vec<u8>),
+    /// The same, whatever other cells are locked.
+    CreateByForce(Vec<u8>),
     Offer(Vec<u64>, u64),
     Load(CellName, Vec<Load>),
     Command(Operation, CellName, bool),
@@ -109,10 +111,11 @@ impl Device for FakeDevice {
         self.request(Request::Disable(force), COST)
     }
 
-    fn create(&mut self, config: &[u8], pieces: bool) -> Result<Created> {
+    fn create(&mut self, config: &[u8], pieces: bool, force: bool) -> Result<Created> {
         let created = Created { id: 2, cost: COST };
         let request = match pieces {
             true => Request::CreateInPieces(config.to_vec()),
+            false if force => Request::CreateByForce(config.to_vec()),
             false => Request::Create(config.to_vec()),
         };
         let created = self.request(request, created)?;
@@ -392,15 +395,25 @@ impl Machine {
 
     /// Writes the public pages of four CPUs, changed by `change`.
     pub fn publish(&self, change: impl Fn(u32, &mut CpuPublic)) {
+        self.publish_all(|_| (), change);
+    }
+
+    /// The same with what concerns the machine.
+    pub fn publish_all(
+        &self,
+        change_system: impl Fn(&mut SystemPublic),
+        change: impl Fn(u32, &mut CpuPublic),
+    ) {
         let mut pages = vec![0; (CPU_OFFSET + 4 * PAGE_SIZE) as usize];
         let mut put = |offset: u64, bytes: &[u8]| {
             pages[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
         };
-        let system = SystemPublic {
+        let mut system = SystemPublic {
             abi_revision: gaol_abi::ABI_REVISION,
             cpu_count: 4,
             ..SystemPublic::new_zeroed()
         };
+        change_system(&mut system);
         put(0, system.as_bytes());
         for number in 0..4 {
             let mut cpu = CpuPublic::new_zeroed();

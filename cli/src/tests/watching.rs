@@ -2,7 +2,7 @@
 
 use gaol_abi::exit::COUNTER_KICKS;
 use gaol_abi::latency::{Results, SIGNATURE};
-use gaol_abi::public::FaultRecord;
+use gaol_abi::public::{FaultRecord, RootFailureKind};
 use serde_json::json;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -64,6 +64,87 @@ fn list_tells_why_cpus_were_stopped() {
     assert_eq!(
         (&fault["cpu"], &fault["address"], &fault["rip"]),
         (&2.into(), &0x20_0000.into(), &0x1234.into())
+    );
+}
+
+#[test]
+fn list_tells_what_watchdogs_have_found() {
+    let machine = Machine::enabled();
+    let file = "sys/devices/gaol/cells/1/watchdog";
+    let told = |line: &str| {
+        machine.write(file, line);
+        let text = machine.run(&["cell", "list"]).text();
+        text.split_once("\n\n")
+            .map_or(String::new(), |(_, words)| words.to_owned())
+    };
+    assert_eq!(told("none\n"), "");
+    assert_eq!(told("record 100 0 0 0\n"), "");
+    assert_eq!(
+        told("record 100 1 0 0\n"),
+        "Cell \"latency\" stood still for 100 ms, once.\n"
+    );
+    assert_eq!(
+        told("halt 2000 1 0 0\n"),
+        "Cell \"latency\" stood still for 2000 ms, once; its CPUs were stopped for it.\n"
+    );
+    assert_eq!(
+        told("restart 100 6 5 1\n"),
+        "Cell \"latency\" stood still for 100 ms, 6 times; it was started again 5 times, and is not any more.\n"
+    );
+    let json = machine.run(&["cell", "list", "--json"]).json();
+    assert_eq!(
+        json["cells"][1]["watchdog"],
+        json!({
+            "policy": "restart", "timeout_ms": 100, "expired": 6, "restarts": 5, "given_up": true
+        })
+    );
+}
+
+#[test]
+fn list_tells_how_linux_failed() {
+    let machine = Machine::enabled();
+    machine.write("sys/devices/gaol/cells/0/cpus_failed_list", "2\n");
+    machine.publish_all(
+        |system| {
+            system.root_failure.count = 1;
+            system.root_failure.kind = RootFailureKind::Reset;
+            system.root_failure.cpu = 2;
+            system.root_failure.address = 0xcf9;
+        },
+        |_, _| (),
+    );
+    let text = machine.run(&["cell", "list"]).text();
+    assert!(
+        text.ends_with("\nLinux failed on CPU 2: it tried to reset the machine at port 0xcf9.\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn stats_of_the_root_tell_its_longest_pauses() {
+    let machine = Machine::enabled();
+    machine.publish_all(
+        |system| {
+            system.longest_pauses[0] = 123_456;
+            system.longest_pauses[6] = 7;
+        },
+        |_, _| (),
+    );
+    assert_eq!(
+        machine.run(&["cell", "stats", "root"]).text(),
+        "Cell \"root\" (number 0, CPUs 0-2): 0 exits.\n\
+         \n\
+         LONGEST PAUSE   CYCLES\n\
+         create         123,456\n\
+         kick                 7\n"
+    );
+    let json = machine.run(&["cell", "stats", "root", "--json"]).json();
+    assert_eq!(
+        json["longest_pauses"],
+        json!({
+            "create": 123_456, "start": 0, "set_loadable": 0, "destroy": 0, "scrub": 0, "look": 0,
+            "kick": 7
+        })
     );
 }
 

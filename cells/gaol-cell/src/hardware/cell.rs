@@ -8,7 +8,7 @@ use core::slice;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
-use gaol_abi::communication::{CellState, CommunicationRegion, Message};
+use gaol_abi::communication::{CellState, CommunicationRegion, HEARTBEAT_OFFSET, Message};
 
 use super::instructions::{halt_forever, write_msr};
 use super::ticker::{Ticker, Wait};
@@ -29,6 +29,7 @@ unsafe extern "Rust" {
 #[derive(Debug)]
 pub struct Cell {
     communication: Communication,
+    heartbeat: Window<u64>,
     arguments: Arguments<'static>,
     tsc: Frequency,
     apic_timer: Frequency,
@@ -76,9 +77,16 @@ impl Cell {
         self.communication.set_state(state);
     }
 
-    /// Answers the root, if it asked something. A request to shut down is approved, and then this does not return. To be
-    /// called every now and then; it causes no VM exit.
+    /// Tells the cell's watchdog, if it has one, that the cell goes on. It is a store to memory: no VM exit.
+    /// [`Cell::poll`] does it, too; a cell that polls for a part of its work only calls this for the rest.
+    pub fn heartbeat(&mut self) {
+        self.heartbeat.count();
+    }
+
+    /// Answers the root, if it asked something, and tells the watchdog that the cell goes on. A request to shut down is
+    /// approved, and then this does not return. To be called every now and then; it causes no VM exit.
     pub fn poll(&mut self) {
+        self.heartbeat();
         if self.communication.poll_message() == Some(Message::ShutdownRequest) {
             interrupts::disable();
             apic::stop_timer();
@@ -92,6 +100,7 @@ impl Cell {
 
     /// Answers the root as [`Cell::poll`] does, but denies to be shut down. Returns whether it was asked to.
     pub fn poll_and_deny(&mut self) -> bool {
+        self.heartbeat();
         self.communication.answer(Shutdown::Deny) == Some(Message::ShutdownRequest)
     }
 
@@ -108,6 +117,12 @@ fn communication_region() -> Window<CommunicationRegion> {
     let region = COMMUNICATION_REGION.number() as *mut CommunicationRegion;
     // SAFETY: The linker script keeps Rust's memory below it, windows begin above it, and the hypervisor provides it.
     unsafe { Window::from_pointer(region) }
+}
+
+fn heartbeat_word() -> Window<u64> {
+    let word = COMMUNICATION_REGION.number() as *mut u8;
+    // SAFETY: As in communication_region; the word is aligned and lies in the same page.
+    unsafe { Window::from_pointer(word.add(HEARTBEAT_OFFSET).cast()) }
 }
 
 /// Where the start code leaves the first CPU of the cell.
@@ -136,6 +151,7 @@ pub(super) extern "C" fn first_cpu() -> ! {
         unsafe { slice::from_raw_parts(COMMAND_LINE.number() as *const u8, COMMAND_LINE_SIZE) };
     let cell = Cell {
         communication,
+        heartbeat: heartbeat_word(),
         arguments: Arguments::from_bytes(command_line),
         tsc,
         apic_timer,
