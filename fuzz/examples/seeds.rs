@@ -390,8 +390,78 @@ fn collections() -> io::Result<()> {
     write("machine_collection", "compressed.tar.gz", &compressed)
 }
 
+/// A call as the target reads it: number, caller, what the cell with this id writes, arguments.
+fn call(bytes: Bytes, number: u32, caller: u8, says: [u8; 3], arguments: [u32; 2]) -> Bytes {
+    bytes.u32(&[number]).u8(&[caller]).u8(&says).u32(&arguments)
+}
+
+/// A cell on this CPU with memory of its own.
+fn small_cell(cpu: u32) -> Vec<u8> {
+    let text = format!(
+        "name = \"cell{cpu}\"\ncpus = [{cpu}]\n\
+         [[memory]]\nname = \"ram\"\nat = 0\nphysical = {:#x}\nsize = \"1 MiB\"\naccess = \"rwx\"\n\
+         [[memory]]\nname = \"comm\"\nkind = \"communication\"\nat = 0x100000\n",
+        0x2000_0000 + (cpu << 20)
+    );
+    let cell = Cell::compile("cell.toml", &text, None).expect("a good cell");
+    cell.bytes().to_vec()
+}
+
+/// The lives of cells, and what cells may not do.
+fn hypercalls() -> io::Result<()> {
+    let (root, guest, narrow, user) = (3, 2, 1, 7);
+    let quiet = [0; 3];
+    let first = small_cell(1);
+    let second_at = 0x1000 + first.len() as u32;
+    let memory = |bytes: Bytes| bytes.u8(b"MEMORY").u8(&first).u8(&small_cell(2)).0;
+    let life = [
+        (1, root, quiet, [0x1000, 0]),
+        (0x101, root, quiet, [1, 0]),
+        (0x101, root, quiet, [1, 0]),
+        (3, root, quiet, [1, 0]),
+        (2, root, quiet, [1, 0]),
+        (6, narrow, quiet, [1, 0]),
+        (1, root, quiet, [second_at, 0]),
+        // The first one says that it is locked.
+        (4, root, [1, 0, 1], [2, 0]),
+        (4, root, quiet, [2, 1]),
+        (4, root, [1, 0, 0], [1, 0]),
+        // It approves.
+        (4, root, [1, 2, 3], [1, 0]),
+        (0x101, root, quiet, [1, 0]),
+        (0x101, root, quiet, [1, 0]),
+        (4, root, quiet, [1, 0]),
+    ];
+    let refused = [
+        (1, guest, quiet, [0x1000, 1]),
+        (1, user, quiet, [0x1000, 1]),
+        (1, root, quiet, [0x1000, 0]),
+        (1, root, quiet, [0x1000, 0]),
+        (4, guest, quiet, [1, 1]),
+        (0x102, guest, quiet, [1, 0]),
+        (0x103, user, quiet, [0, 0]),
+        (5, guest, quiet, [4, 0]),
+        (7, guest, quiet, [0, 1000]),
+        (8, guest, quiet, [65, 0]),
+        (2, root, quiet, [u32::MAX, 0]),
+        (1, root, quiet, [0x8ff0, 0]),
+        (1, root, quiet, [0, 0]),
+    ];
+    let calls = |calls: &[(u32, u8, [u8; 3], [u32; 2])]| {
+        calls.iter().fold(
+            Bytes::default(),
+            |bytes, (number, caller, says, arguments)| {
+                call(bytes, *number, *caller, *says, *arguments)
+            },
+        )
+    };
+    write("hypercall", "life.bin", &memory(calls(&life)))?;
+    write("hypercall", "refused.bin", &memory(calls(&refused)))
+}
+
 fn main() -> io::Result<()> {
     configurations()?;
+    hypercalls()?;
     tables()?;
     functions()?;
     jailhouse()?;

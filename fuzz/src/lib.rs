@@ -10,6 +10,7 @@ pub mod acpi_tables;
 pub mod apic_filter;
 pub mod configuration_binary;
 pub mod configuration_toml;
+pub mod hypercall;
 pub mod instruction_decoder;
 pub mod jailhouse_import;
 pub mod machine_collection;
@@ -42,6 +43,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "configuration_toml",
         run: configuration_toml::run,
+    },
+    Target {
+        name: "hypercall",
+        run: hypercall::run,
     },
     Target {
         name: "instruction_decoder",

@@ -73,6 +73,11 @@ fn configuration_toml() {
 }
 
 #[test]
+fn hypercall() {
+    replay("hypercall", 20_000);
+}
+
+#[test]
 fn instruction_decoder() {
     replay("instruction_decoder", 100_000);
 }
