@@ -52,6 +52,12 @@ pub trait Gaol {
     /// When `gaol` fails.
     fn exits(&mut self, cell: &str) -> Result<BTreeMap<String, u64>>;
 
+    /// The longest times in cycles that a CPU of Linux was away since the hypervisor was enabled, by reason.
+    ///
+    /// # Errors
+    /// When `gaol` fails.
+    fn longest_pauses(&mut self) -> Result<BTreeMap<String, u64>>;
+
     /// What a latency cell has measured so far; `None` before it has begun.
     ///
     /// # Errors
@@ -104,6 +110,18 @@ impl Gaol for Machine {
             .iter()
             .filter_map(|(name, count)| Some((name.clone(), count.as_u64()?)))
             .filter(|(_, count)| *count > 0)
+            .collect())
+    }
+
+    fn longest_pauses(&mut self) -> Result<BTreeMap<String, u64>> {
+        let value = self.gaol("cell stats root")?;
+        let pauses = value
+            .get("longest_pauses")
+            .and_then(Value::as_object)
+            .with_context(|| format!("`gaol cell stats` says {value}"))?;
+        Ok(pauses
+            .iter()
+            .filter_map(|(name, cycles)| Some((name.clone(), cycles.as_u64()?)))
             .collect())
     }
 

@@ -9,7 +9,8 @@
  *                         from one CPU after the other; "0" stops. A read tells how many have come to each CPU.
  * /proc/gaol-test/poke    "<kind> <address> [<value>]" written makes one access; kinds: r8 r16 r32 r64 w8 w16 w32 w64
  *                         (physical memory), rdmsr wrmsr (with fix-up), inb inw inl outb outw outl; numbers are
- *                         hexadecimal. A read tells the result: "ok <value>" or "fault".
+ *                         hexadecimal. A read tells the result: "ok <value>" or "fault". "triple 0" makes a triple
+ *                         fault.
  * /proc/gaol-test/hoard   "<start> <end> <stride>" written takes one page of Linux' memory in each stride between the
  *                         two addresses, which then can't be moved: memory as fragmented as one likes. "0" gives all
  *                         back. Numbers are hexadecimal. A read tells how many pages are held.
@@ -338,8 +339,19 @@ static bool poke_memory(const char *kind, u64 address, u64 *value)
 	return true;
 }
 
+/* An exception without a table of handlers. Does not return. */
+static void triple_fault(void)
+{
+	const struct desc_ptr nothing = {};
+
+	local_irq_disable();
+	asm volatile("lidt %0\n\tint $0x20" : : "m" (nothing));
+}
+
 static bool poke(const char *kind, u64 address, u64 *value)
 {
+	if (!strcmp(kind, "triple"))
+		triple_fault();
 	if (!strcmp(kind, "rdmsr"))
 		return !rdmsrl_safe(address, value);
 	if (!strcmp(kind, "wrmsr"))

@@ -12,6 +12,7 @@ mod cells;
 mod configuration;
 mod console;
 mod faults;
+mod force;
 mod hardware;
 mod hostile;
 mod images;
@@ -26,8 +27,10 @@ mod processors;
 mod refusals;
 mod reservation;
 mod root;
+mod root_failure;
 mod state;
 mod violations;
+mod watchdog;
 
 /// All groups, the longest first, so that two machines at a time end at about the same time.
 pub const GROUPS: &[Group] = &[
@@ -52,6 +55,13 @@ pub const GROUPS: &[Group] = &[
     state::GROUP,
     power::REBOOT,
     power::POWER_OFF,
+    watchdog::GROUP,
+    force::GROUP,
+    root_failure::PANIC,
+    root_failure::TRIPLE_FAULT,
+    root_failure::RESET_PORT,
+    root_failure::RESET,
+    root_failure::NO_CELL,
     console::GROUP,
     reservation::GROUP,
     hardware::GROUP,

@@ -38,6 +38,11 @@ fn reboot(context: &mut Context) -> Result<()> {
         .machine
         .console()
         .wait_text("reboot: Restarting system", Duration::from_secs(300))?;
+    was_reset(context)
+}
+
+/// Waits until the machine has been reset.
+pub(super) fn was_reset(context: &mut Context) -> Result<()> {
     // Bochs' BIOS cannot start a machine twice, Gaol or not: it sets IA32_FEATURE_CONTROL, which outlives the reset
     // and is locked. That it gets there shows that the machine was reset.
     context.machine.wait_off(Duration::from_secs(300))?;

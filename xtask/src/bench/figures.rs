@@ -45,6 +45,7 @@ pub const LIMITS: &[Limit] = &[
     limit("create", 350_000.0, 382_000.0),
     limit("start", 240_000.0, 250_000.0),
     limit("destroy", 500_000.0, 592_000.0),
+    limit("longest_pause", 500_000.0, 0.0),
     limit("disable", 20_000.0, 20_600.0),
     limit("text_and_rodata_bytes", 160.0 * 1024.0, 64.0 * 1024.0),
     limit("memory_bytes", 1024.0 * 1024.0, 2.5 * 1024.0 * 1024.0),

@@ -188,6 +188,14 @@ fn life_cycle(machine: &mut Machine) -> Result<BTreeMap<String, [u64; 3]>> {
     let mut samples: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for _ in 0..LIFE_CYCLES {
         for (name, command) in &steps {
+            if *name == "disable" {
+                let pauses = machine.longest_pauses()?;
+                let pause = pauses.into_values().max();
+                samples
+                    .entry("longest_pause".to_owned())
+                    .or_default()
+                    .push(pause.unwrap_or(0));
+            }
             let said = machine.gaol(command)?;
             samples
                 .entry((*name).to_owned())

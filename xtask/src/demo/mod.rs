@@ -144,6 +144,7 @@ fn show(progress: &Progress, machine: &mut Machine, arguments: &Arguments) -> Re
     progress.stage("destroying the cell", || {
         machine.gaol(&format!("cell destroy {CELL}"))
     })?;
+    let longest_pauses = machine.longest_pauses()?;
     let disabled = progress.stage("disabling Gaol", || machine.gaol("disable"))?;
     machine.check("rmmod gaol")?;
     let after = Resources::of(machine)?;
@@ -184,6 +185,7 @@ fn show(progress: &Progress, machine: &mut Machine, arguments: &Arguments) -> Re
             exits_during_run: exits,
         },
         root_exits,
+        longest_pauses,
         ok: problems.is_empty(),
     };
     Ok(Shown {

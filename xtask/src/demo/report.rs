@@ -27,6 +27,8 @@ pub struct Report {
     pub cell: CellReport,
     /// Exits of Linux' CPUs by reason.
     pub root_exits: BTreeMap<String, u64>,
+    /// The longest times in cycles that a CPU of Linux was away, by reason.
+    pub longest_pauses: BTreeMap<String, u64>,
     /// Whether every promise was kept.
     pub ok: bool,
 }
@@ -81,6 +83,11 @@ pub fn table(report: &Report) -> Table {
     table.row([
         "VM exits of Linux".to_owned(),
         thousands(report.root_exits.values().sum()),
+    ]);
+    let longest = report.longest_pauses.values().max();
+    table.row([
+        "longest pause of a CPU of Linux, in cycles".to_owned(),
+        thousands(longest.copied().unwrap_or(0)),
     ]);
     table
 }
