@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use gaol_config::compile::{Cell, System};
-use gaol_fuzz::{configuration_toml, machine_collection};
+use gaol_fuzz::{configuration_toml, machine_collection, vtd_tables};
 use gaol_machine::source::Tree;
 
 fn corpus(target: &str) -> PathBuf {
@@ -465,5 +465,8 @@ fn main() -> io::Result<()> {
     tables()?;
     functions()?;
     jailhouse()?;
+    for (name, bytes) in vtd_tables::seeds() {
+        write("vtd_tables", name, &bytes)?;
+    }
     collections()
 }

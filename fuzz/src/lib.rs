@@ -16,6 +16,7 @@ pub mod jailhouse_import;
 pub mod machine_collection;
 pub mod mutation;
 pub mod pci_configuration_space;
+pub mod vtd_tables;
 
 /// Something to fuzz.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +64,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "pci_configuration_space",
         run: pci_configuration_space::run,
+    },
+    Target {
+        name: "vtd_tables",
+        run: vtd_tables::run,
     },
 ];
 

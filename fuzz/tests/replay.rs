@@ -88,6 +88,11 @@ fn jailhouse_import() {
 }
 
 #[test]
+fn vtd_tables() {
+    replay("vtd_tables", 500);
+}
+
+#[test]
 fn machine_collection() {
     replay("machine_collection", 10_000);
 }
