@@ -47,6 +47,7 @@ numbers!(
     outcome::Reason => "__u32",
     public::CpuState => "__u32",
     public::RootFailureKind => "__u32",
+    public::HypervisorFaultKind => "__u32",
 );
 
 impl<T: CType, const N: usize> CType for [T; N] {
@@ -262,7 +263,10 @@ structures! {
         count, cell, exit_reason, instruction_length, qualification, address, rip, rflags, cr0, cr3, cr4, cs_base,
         time, registers, instruction,
     }
-    public::CpuPublic { exits, state, cell, fault }
+    public::HypervisorFault {
+        count, kind, cell, vector, error_code, rip, address, stack, time, line, trace_length, trace, file,
+    }
+    public::CpuPublic { exits, state, cell, fault, hypervisor_fault, host_registers }
     communication::Console {
         address, size, kind, flags, divider, gate_number, clock_register,
     }
@@ -287,7 +291,7 @@ macro_rules! constants {
 constants! {
     image { LINK_BASE, SIGNATURE, CHECKSUM_OFFSET }
     handover {
-        SIGNATURE, LAST_LAUNCH_STEP, SELECTOR_ES, SELECTOR_CS, SELECTOR_SS, SELECTOR_DS, SELECTOR_FS, SELECTOR_GS,
+        SIGNATURE, LAST_LAUNCH_STEP, FAULT_BY_HYPERCALL, SELECTOR_ES, SELECTOR_CS, SELECTOR_SS, SELECTOR_DS, SELECTOR_FS, SELECTOR_GS,
         SELECTOR_LDTR, SELECTOR_TR, GDT_BYTES, TASK_STATE_BYTES, IDT_GATES, STUB_STACK_END, NMI_STACK_END,
         MACHINE_CHECK_STACK_END, RESET_REGISTER_NONE, RESET_REGISTER_PORT, RESET_REGISTER_MEMORY,
     }
@@ -313,7 +317,7 @@ constants! {
         CPUID_SIGNATURE_LEAF, CPUID_FEATURES_LEAF, CPUID_SIGNATURE, SCRUB_CHUNK, DESTROY_FORCE, CPU_RUNNING,
         CPU_FAILED, JAILHOUSE_COUNTERS,
     }
-    public { PAUSES, RING_PAGES, RING_OFFSET, RING_TEXT, CPU_OFFSET, RING_TEXT_OFFSET }
+    public { FAULT_TRACE, FAULT_FILE, PAUSES, RING_PAGES, RING_OFFSET, RING_TEXT, CPU_OFFSET, RING_TEXT_OFFSET }
     exit {
         COUNTERS, COUNTER_KICKS, COUNTER_ROOT_VIOLATIONS, COUNTER_XAPIC_WRITES, COUNTER_X2APIC_ICR,
         COUNTER_GUEST_NMIS, COUNTER_DROPPED_IPIS, FIRST_DERIVED_COUNTER,
@@ -340,7 +344,10 @@ enumerations! {
     }
     hypercall::Hypercall {
         Disable, CellCreate, CellStart, CellSetLoadable, CellDestroy, GetInfo, CellGetState, CpuGetInfo,
-        DebugConsolePutc, Commit, Scrub, Watchdog, RootFailed,
+        DebugConsolePutc, Commit, Scrub, Watchdog, RootFailed, InjectFault,
+    }
+    hypercall::InjectedFault {
+        PageFault, GeneralProtection, InvalidOpcode, StackOverflow, Panic, PanicInManagement, DivideError,
     }
     hypercall::WatchdogAnswer { Alive, Expired, Off }
     hypercall::InfoType { PoolSize, PoolUsed, RemapPoolSize, RemapPoolUsed, Cells }
@@ -365,11 +372,12 @@ enumerations! {
         CpuDidNotStop, NotScrubbed, CellsExist, ApicMode, NameInvalid, InProgress, NotLoaded, MemoryNotRam, PortsInvalid, DeviceUnknown, DeviceOwned, DeviceIsBridge, DeviceGroupSplit, VectorBudget, InterruptUnknown,
         InterruptOwned, InterruptInUse, CacheWaysInvalid, CacheWaysOwned, MsrInvalid, MsrOwned, MemoryIsPciConfiguration,
         MemoryIsIommus, MemoryIsReservedDma, DmaOutsideMemory, MemoryIsDevices, SharedRegionDiffers, Unsupported,
-        OtherMachine, MachineInvalid, MemoryUnknown, RestartTooLarge,
+        OtherMachine, MachineInvalid, MemoryUnknown, RestartTooLarge, HypervisorFault,
     }
     communication::CellState { Running, RunningLocked, ShutDown, Failed, FailedRevision }
     communication::Message { None, ShutdownRequest, ReconfigCompleted }
     communication::Reply { None, Unknown, RequestDenied, RequestApproved, Received }
+    public::HypervisorFaultKind { None, Exception, Panic }
     public::CpuState { Outside, Running, Waiting, Failed }
     public::Pause { Create, Start, SetLoadable, Destroy, Scrub, Look, Kick }
     public::RootFailureKind { None, Panic, TripleFault, Reset, Sleep }

@@ -83,6 +83,10 @@ pub enum LaunchStep {
 /// Last step that a fault can be injected at.
 pub const LAST_LAUNCH_STEP: u32 = 8;
 
+/// Value of [`LaunchParameters::fault_step`] with which the launch succeeds, and guests may let the hypervisor fail by
+/// [`crate::hypercall::Hypercall::InjectFault`]: for tests.
+pub const FAULT_BY_HYPERCALL: u32 = 100;
+
 /// One page for all CPUs, written by the module before the launch. Virtual addresses are Linux'.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -49,6 +49,9 @@ pub enum Hypercall {
     Watchdog = 0x102,
     /// Linux panics: keeps it on record ([`crate::public::RootFailure`]). Returns 0.
     RootFailed = 0x103,
+    /// Lets the hypervisor fail on this CPU as RDI says, an [`InjectedFault`]: a test of what becomes of that. Refused
+    /// unless the launch has permitted it ([`crate::handover::FAULT_BY_HYPERCALL`]).
+    InjectFault = 0x1f0,
 }
 
 /// Result of [`Hypercall::Watchdog`].
@@ -62,6 +65,27 @@ pub enum WatchdogAnswer {
     Expired = 1,
     /// There is nothing to watch: the cell has no watchdog, does not run, or all its CPUs are parked.
     Off = 2,
+}
+
+/// Argument of [`Hypercall::InjectFault`].
+#[open_enum]
+#[repr(u64)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InjectedFault {
+    /// A page fault.
+    PageFault = 1,
+    /// A general protection fault.
+    GeneralProtection = 2,
+    /// An invalid opcode.
+    InvalidOpcode = 3,
+    /// The stack overflows.
+    StackOverflow = 4,
+    /// A panic.
+    Panic = 5,
+    /// A panic in the midst of a management operation.
+    PanicInManagement = 6,
+    /// A division by zero.
+    DivideError = 7,
 }
 
 /// Bytes that one [`Hypercall::Scrub`] clears at the most: it bounds how long Linux' CPU is away.

@@ -176,6 +176,9 @@ pub enum Reason {
     RestartTooLarge = 94,
     /// The root uses the interrupt line \[global system interrupt\].
     InterruptInUse = 100,
+    /// The hypervisor itself has failed on a CPU \[the CPU\]: in the midst of a management operation, so there can be no
+    /// other one, or in this one.
+    HypervisorFault = 120,
 }
 
 /// What [`Reason::MachineInvalid`] is about.

@@ -189,6 +189,56 @@ pub struct FaultRecord {
     pub instruction: [u8; 16],
 }
 
+/// Addresses that a [`HypervisorFault`] keeps of the stack.
+pub const FAULT_TRACE: usize = 16;
+/// Bytes that a [`HypervisorFault`] keeps of a file's name.
+pub const FAULT_FILE: usize = 64;
+
+/// How the hypervisor itself has failed.
+#[open_enum]
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub enum HypervisorFaultKind {
+    /// Not at all.
+    None = 0,
+    /// An exception of the processor.
+    Exception = 1,
+    /// A panic.
+    Panic = 2,
+}
+
+/// A fault of the hypervisor itself on a CPU. It stays until the next launch, whoever has the CPU then.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct HypervisorFault {
+    /// Number of such faults on this CPU; 0: the rest means nothing.
+    pub count: u32,
+    /// How.
+    pub kind: HypervisorFaultKind,
+    /// Id of the cell that the CPU was in.
+    pub cell: u32,
+    /// Vector of the exception.
+    pub vector: u32,
+    /// Error code of the exception, 0 where it has none.
+    pub error_code: u64,
+    /// Address of the instruction that raised it.
+    pub rip: u64,
+    /// CR2: of a page fault, the address that was accessed.
+    pub address: u64,
+    /// Stack pointer.
+    pub stack: u64,
+    /// Time stamp counter.
+    pub time: u64,
+    /// Line of a panic.
+    pub line: u32,
+    /// Entries of [`Self::trace`] that count.
+    pub trace_length: u32,
+    /// Addresses of the image's text that were found on the stack, the nearest first.
+    pub trace: [u64; FAULT_TRACE],
+    /// The end of the name of the file in which a panic was, filled up with zeroes.
+    pub file: [u8; FAULT_FILE],
+}
+
 /// A CPU's page.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -201,6 +251,10 @@ pub struct CpuPublic {
     pub cell: u32,
     /// The last fault.
     pub fault: FaultRecord,
+    /// The last fault of the hypervisor itself on this CPU.
+    pub hypervisor_fault: HypervisorFault,
+    /// CR0, CR4 and EFER with which the hypervisor runs on this CPU.
+    pub host_registers: [u64; 3],
 }
 
 #[cfg(test)]

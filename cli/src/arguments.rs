@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
+use gaol_abi::handover::{FAULT_BY_HYPERCALL, LAST_LAUNCH_STEP};
 
 /// What `--help` adds for the command as a whole.
 const EXAMPLES: &str = "\
@@ -248,14 +249,14 @@ impl FromStr for Fault {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let last = gaol_abi::handover::LAST_LAUNCH_STEP;
+        let last = LAST_LAUNCH_STEP;
         let (step, cpu) = text
             .split_once(':')
             .ok_or("write STEP:CPU, for instance 3:1")?;
         let step = step
             .parse()
             .ok()
-            .filter(|step| (1..=last).contains(step))
+            .filter(|step| (1..=last).contains(step) || *step == FAULT_BY_HYPERCALL)
             .ok_or_else(|| format!("steps are numbered from 1 to {last}"))?;
         let cpu = cpu.parse().map_err(|_| "the CPU is a number".to_owned())?;
         Ok(Self { step, cpu })

@@ -234,6 +234,11 @@ fn of_launch(reason: Reason, detail: u64, facts: &Facts) -> Option<Words> {
             ),
             "Leave --fail-at out.",
         ),
+        Reason::HypervisorFault => words(
+            "the hypervisor itself has failed, so that the state of the cells is not known"
+                .to_owned(),
+            "This is a fault of Gaol: see `gaol cell list`, please report it, and restart the machine.",
+        ),
         Reason::InProgress => words(
             "another operation is under way",
             "Wait until the other `gaol` command ends.",

@@ -14,6 +14,7 @@ use crate::driver::{Driver, is_unknown_request};
 use crate::explain::{Facts, explain, place_of};
 use crate::failure::{Failure, Result, plain};
 use crate::memory::Memory;
+use crate::symbols::Symbols;
 use crate::sysfs::Sysfs;
 
 /// Where the module makes its device.
@@ -127,6 +128,26 @@ impl Host {
         Failure::reported(errno, &outcome, message, remedy)
     }
 
+    /// Name of the image for this CPU, without what follows the dot.
+    fn image_name(&self) -> Option<&'static str> {
+        match self.vendor {
+            Some(Vendor::Vmx) => Some("gaol-vmx"),
+            Some(Vendor::Svm) => Some("gaol-svm"),
+            _ => None,
+        }
+    }
+
+    /// Names for addresses in the image; none where there is no such file beside it.
+    #[must_use]
+    pub fn symbols(&self) -> Symbols {
+        let name = format!("{}.sym", self.image_name().unwrap_or("gaol"));
+        let text = self
+            .image_directories
+            .iter()
+            .find_map(|directory| fs::read_to_string(directory.join(&name)).ok());
+        Symbols::parse(&text.unwrap_or_default())
+    }
+
     /// The image for this CPU: the one that was named, or the first that is found.
     ///
     /// # Errors
@@ -145,10 +166,9 @@ impl Host {
         if let Some(path) = named {
             return Ok((path.to_path_buf(), read(path)?));
         }
-        let name = match self.vendor {
-            Some(Vendor::Vmx) => "gaol-vmx.bin",
-            Some(Vendor::Svm) => "gaol-svm.bin",
-            _ => {
+        let name = match self.image_name() {
+            Some(name) => format!("{name}.bin"),
+            None => {
                 return Err(Failure::new(
                     "unknown_vendor",
                     "the CPU is neither of Intel's nor of AMD's kind",
@@ -159,7 +179,7 @@ impl Host {
         let mut candidates = self
             .image_directories
             .iter()
-            .map(|directory| directory.join(name));
+            .map(|directory| directory.join(&name));
         match candidates.find(|path| path.exists()) {
             Some(path) => {
                 let bytes = read(&path)?;

@@ -15,6 +15,7 @@ mod host;
 mod interrupts;
 mod memory;
 mod output;
+mod symbols;
 mod sysfs;
 
 use std::ffi::OsString;

@@ -13,7 +13,7 @@ use gaol_abi::public::{CpuState, Pause};
 
 use self::request::{Caller, Request, error, result};
 use crate::cell::{create, lifecycle, published};
-use crate::cpu::{self, Events, PerCpu};
+use crate::cpu::{self, Events, PerCpu, injection};
 use crate::device::apic;
 use crate::error::{Blame, Failure};
 use crate::guest::{Verdict, root_failure};
@@ -117,6 +117,12 @@ fn answer(cpu: &PerCpu, request: Request) -> i64 {
         Request::Watch(id) => {
             return lifecycle::watch(cpu, id).unwrap_or_else(|failure| failure.result());
         }
+        Request::Fail(kind) => {
+            if injection::is_permitted() {
+                injection::fail(kind);
+            }
+            return error(Errno::NoSystemCall);
+        }
         Request::RootFailed => {
             root_failure::record_panic(cpu);
             return 0;
@@ -129,6 +135,14 @@ fn answer(cpu: &PerCpu, request: Request) -> i64 {
         Request::Scrub(id) => lifecycle::scrub(cpu, id),
     };
     reported(cpu, outcome)
+}
+
+/// The hypercall that the root's CPU was in is refused, since the hypervisor has failed in it.
+pub fn refuse_for_fault(frame: &mut Frame) {
+    public::set_outcome(&Failure::gaol(Reason::HypervisorFault, 0).outcome(0, 0));
+    let (_, wide) = arguments(0);
+    frame.rax = result(error(Errno::InputOutput), wide);
+    advance();
 }
 
 /// Tells the root why a management operation failed.

@@ -3,7 +3,7 @@
 //! Management is done by the root's CPUs in hypercalls, one at a time: who finds the lock taken is refused at once
 //! ([`Reason::InProgress`]) and never waits. The exit path takes no lock.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use gaol_abi::MAX_CELLS;
 use gaol_abi::config::MAX_CELL_SIZE;
@@ -22,6 +22,7 @@ use crate::memory::page_table::{
     Access, Attributes, Entries, Ept, FarReserve, Limits, MapError, PageTable, Scratch,
     TableMemory, Tables,
 };
+use crate::processor::read_cr3;
 use crate::region::{self, LinearTables};
 use crate::set_once::SetOnce;
 use crate::trace::public;
@@ -83,19 +84,64 @@ static MANAGEMENT: SpinMutex<Management> = SpinMutex::new(Management {
     low_page: [0; 4096],
 });
 
+/// CR3 of the CPU that has the lock, 0 for none: each CPU has a page table of its own.
+static HOLDER: AtomicU64 = AtomicU64::new(0);
+/// A CPU has failed in the middle of an operation: nobody knows what is done and what is not.
+static BROKEN: AtomicBool = AtomicBool::new(false);
+
 /// The lock's guard.
-pub type Guard = spin::mutex::SpinMutexGuard<'static, Management>;
+#[derive(Debug)]
+pub struct Guard(spin::mutex::SpinMutexGuard<'static, Management>);
+
+impl Guard {
+    fn new(guard: spin::mutex::SpinMutexGuard<'static, Management>) -> Self {
+        HOLDER.store(read_cr3(), Ordering::Release);
+        Self(guard)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        HOLDER.store(0, Ordering::Release);
+    }
+}
+
+impl core::ops::Deref for Guard {
+    type Target = Management;
+
+    fn deref(&self) -> &Management {
+        &self.0
+    }
+}
+
+impl core::ops::DerefMut for Guard {
+    fn deref_mut(&mut self) -> &mut Management {
+        &mut self.0
+    }
+}
 
 /// Takes the management lock, or refuses.
 pub fn try_manage() -> Result<Guard, Failure> {
+    if BROKEN.load(Ordering::Acquire) {
+        return Err(Failure::gaol(Reason::HypervisorFault, 0));
+    }
     MANAGEMENT
         .try_lock()
+        .map(Guard::new)
         .ok_or(Failure::caller(Errno::Busy, Reason::InProgress, 0))
+}
+
+/// The code that ran with the page table `cr3` is abandoned: if it was in the middle of a management operation, there is
+/// no other one until the next launch, and each is told why.
+pub fn abandon(cr3: u64) {
+    if HOLDER.load(Ordering::Acquire) == cr3 {
+        BROKEN.store(true, Ordering::Release);
+    }
 }
 
 /// Takes the management lock at launch, when its holders are CPUs that are launched and hold it for a moment each.
 pub fn manage_at_launch() -> Guard {
-    MANAGEMENT.lock()
+    Guard::new(MANAGEMENT.lock())
 }
 
 /// The pool as the page-table engine wants it.

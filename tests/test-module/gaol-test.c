@@ -8,9 +8,9 @@
  * /proc/gaol-test/nmi     "<microseconds>" written starts sending an NMI to every other online CPU at that interval,
  *                         from one CPU after the other; "0" stops. A read tells how many have come to each CPU.
  * /proc/gaol-test/poke    "<kind> <address> [<value>]" written makes one access; kinds: r8 r16 r32 r64 w8 w16 w32 w64
- *                         (physical memory), rdmsr wrmsr (with fix-up), inb inw inl outb outw outl; numbers are
- *                         hexadecimal. A read tells the result: "ok <value>" or "fault". "triple 0" makes a triple
- *                         fault.
+ *                         (physical memory), rdmsr wrmsr (with fix-up), inb inw inl outb outw outl, vmcall (number and
+ *                         argument); numbers are hexadecimal. A read tells the result: "ok <value>" or "fault".
+ *                         "triple 0" makes a triple fault.
  * /proc/gaol-test/hoard   "<start> <end> <stride>" written takes one page of Linux' memory in each stride between the
  *                         two addresses, which then can't be moved: memory as fragmented as one likes. "0" gives all
  *                         back. Numbers are hexadecimal. A read tells how many pages are held.
@@ -368,7 +368,12 @@ static bool poke(const char *kind, u64 address, u64 *value)
 		outw(*value, address);
 	else if (!strcmp(kind, "outl"))
 		outl(*value, address);
-	else
+	else if (!strcmp(kind, "vmcall")) {
+		/* The hypercall of the number in the place of the address, with one argument. */
+		u64 argument = *value;
+
+		asm volatile("vmcall" : "=a"(*value) : "a"(address), "D"(argument), "S"(0UL) : "memory");
+	} else
 		return poke_memory(kind, address, value);
 	return true;
 }

@@ -31,6 +31,8 @@ pub enum Action {
     CpuidStorm,
     /// Makes the hypercalls that only the root cell may make, and some that do not exist.
     HypercallManagement,
+    /// Lets the hypervisor fail as `kind=` says, where the launch permits it.
+    HypervisorFault,
     /// Sends all kinds of interrupts to the CPU `target=`, and some to itself.
     Ipi,
     /// Empties the caches.
@@ -53,7 +55,7 @@ pub enum Action {
 
 impl Action {
     /// All of them, with their names.
-    pub const ALL: [(&'static str, Self); 21] = [
+    pub const ALL: [(&'static str, Self); 22] = [
         ("memory-read", Self::MemoryRead),
         ("memory-write", Self::MemoryWrite),
         ("memory-execute", Self::MemoryExecute),
@@ -66,6 +68,7 @@ impl Action {
         ("cr", Self::ControlRegisters),
         ("cpuid-storm", Self::CpuidStorm),
         ("hypercall-management", Self::HypercallManagement),
+        ("hypervisor-fault", Self::HypervisorFault),
         ("ipi", Self::Ipi),
         ("wbinvd", Self::Wbinvd),
         ("vmx", Self::Vmx),

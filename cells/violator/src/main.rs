@@ -38,6 +38,7 @@ fn main(mut cell: Cell) -> ! {
         Action::ControlRegisters => control::write_control_registers(),
         Action::CpuidStorm => control::storm(&cell),
         Action::HypercallManagement => management::call_all(arguments),
+        Action::HypervisorFault => management::fail_hypervisor(arguments),
         Action::Ipi => interrupt::send_all(arguments),
         Action::Wbinvd => control::empty_caches(),
         Action::Vmx => control::execute_vmx(),

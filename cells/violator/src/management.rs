@@ -38,3 +38,12 @@ pub fn call_all(arguments: Arguments<'_>) {
         }
     }
 }
+
+/// Lets the hypervisor fail on this CPU, as `kind=` says. There is nothing behind it when the launch permits that.
+pub fn fail_hypervisor(arguments: Arguments<'_>) {
+    let kind = arguments.number("kind", 0);
+    match call(Hypercall::InjectFault, kind, 0) {
+        Ok(result) => println!("violator: the hypervisor goes on: {result}"),
+        Err(errno) => println!("violator: the hypervisor goes on: error {}", errno.0),
+    }
+}

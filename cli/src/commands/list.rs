@@ -6,6 +6,7 @@ use gaol_abi::public::{FaultRecord, RootFailure, RootFailureKind};
 use gaol_config::explain::cpu_list;
 use serde_json::{Value, json};
 
+use super::hypervisor_faults;
 use crate::failure::Result;
 use crate::host::Host;
 use crate::output::{Report, Side, table};
@@ -26,8 +27,12 @@ pub fn list(host: &Host) -> Result<Report> {
     let has_failed = cells.iter().any(|cell| !cell.failed.is_empty());
     let public = match has_failed {
         true => Some(host.sysfs.public()?),
-        false => None,
+        false => host.sysfs.public().ok(),
     };
+    let symbols = host.symbols();
+    let own_faults = public
+        .as_ref()
+        .map_or_else(Vec::new, hypervisor_faults::faults);
     let (total, used) = host.sysfs.pool()?;
     let mut rows = vec![
         ["ID", "NAME", "STATE", "CPUS", "FAILED"]
@@ -88,12 +93,17 @@ pub fn list(host: &Host) -> Result<Report> {
         text.push('\n');
         text.push_str(&faults_text);
     }
+    if !own_faults.is_empty() {
+        text.push('\n');
+        text.push_str(&hypervisor_faults::describe(&own_faults, &symbols));
+    }
     Ok(Report {
         text,
         json: json!({
             "ok": true,
             "enabled": true,
             "cells": cells_json,
+            "hypervisor_faults": hypervisor_faults::describe_json(&own_faults, &symbols),
             "pool_total": total,
             "pool_used": used,
         }),

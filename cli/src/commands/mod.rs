@@ -6,6 +6,7 @@ pub mod config;
 pub mod create;
 pub mod hardware;
 pub mod histogram;
+mod hypervisor_faults;
 pub mod import;
 pub mod list;
 pub mod owners;

@@ -2,7 +2,7 @@
 
 use gaol_abi::exit::COUNTER_KICKS;
 use gaol_abi::latency::{Results, SIGNATURE};
-use gaol_abi::public::{FaultRecord, RootFailureKind};
+use gaol_abi::public::{FaultRecord, HypervisorFaultKind, RootFailureKind};
 use serde_json::json;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -146,6 +146,52 @@ fn stats_of_the_root_tell_its_longest_pauses() {
             "kick": 7
         })
     );
+}
+
+#[test]
+fn list_tells_where_the_hypervisor_failed() {
+    let machine = Machine::enabled();
+    machine.write(
+        "images/gaol-vmx.sym",
+        "ffffffff80001000 40 gaol_hypervisor::cpu::recovery::one\nffffffff80002000 40 two\n",
+    );
+    machine.publish(|cpu, page| {
+        let fault = &mut page.hypervisor_fault;
+        if cpu == 3 {
+            fault.count = 1;
+            fault.kind = HypervisorFaultKind::Exception;
+            fault.cell = 1;
+            fault.vector = 14;
+            fault.error_code = 2;
+            fault.rip = 0xffff_ffff_8000_1010;
+            fault.address = 0x10;
+            fault.trace[..2].copy_from_slice(&[0xffff_ffff_8000_2004, 0xffff_ffff_8000_3000]);
+            fault.trace_length = 2;
+        }
+        if cpu == 0 {
+            fault.count = 2;
+            fault.kind = HypervisorFaultKind::Panic;
+            fault.line = 12;
+            fault.file[..8].copy_from_slice(b"src/a.rs");
+        }
+    });
+    let text = machine.run(&["cell", "list"]).text();
+    assert!(
+        text.ends_with(
+            "\n\nThe hypervisor failed on CPU 0, in cell 0: a panic at src/a.rs:12.\n\
+             It has failed there 2 times.\n\
+             The hypervisor failed on CPU 3, in cell 1: exception 14 (page fault, error code 0x2) at \
+             gaol_hypervisor::cpu::recovery::one+0x10, address 0x10.\n    \
+             two+0x4\n    0xffffffff80003000\n\
+             This is a fault of Gaol; please report it.\n"
+        ),
+        "{text}"
+    );
+    let json = machine.run(&["cell", "list", "--json"]).json();
+    let fault = &json["hypervisor_faults"][1];
+    assert_eq!((&fault["cpu"], &fault["vector"]), (&3.into(), &14.into()));
+    assert_eq!(fault["trace"][0], "two+0x4");
+    assert_eq!(json["hypervisor_faults"][0]["line"], 12);
 }
 
 #[test]

@@ -45,12 +45,5 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     let (file, line) = info
         .location()
         .map_or(("?", 0), |place| (place.file(), place.line()));
-    gaol_hypervisor::trace::console::line()
-        .text("Gaol: panic at ")
-        .text(file)
-        .text(":")
-        .number(u64::from(line))
-        .text(": this CPU stops")
-        .end();
-    gaol_hypervisor::processor::halt_for_ever()
+    gaol_hypervisor::cpu::recovery::panicked(file, line)
 }

@@ -7,7 +7,9 @@
 //! apart from an NMI that is the guest's own.
 
 pub mod events;
+pub mod injection;
 pub mod mailbox;
+pub mod recovery;
 pub mod window;
 
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -21,9 +23,7 @@ use self::window::Windows;
 use crate::guest::mtrr::Mtrrs;
 use crate::launch::saved::Saved;
 use crate::memory::address::HostPhysical;
-use crate::processor::tables::{DescriptorTables, ExceptionFrame};
-use crate::processor::{self, halt_for_ever};
-use crate::trace::console;
+use crate::processor::tables::DescriptorTables;
 use crate::trace::public::CpuCounters;
 
 /// Where each CPU finds its private data: in the same page directory as the image.
@@ -111,8 +111,12 @@ pub struct PerCpu {
     pub ignore_ports: bool,
     /// An NMI waits to be delivered to the guest.
     pub pending_nmi: bool,
+    /// The hypervisor has failed on this CPU, and it has not entered its guest since.
+    pub recovering: bool,
     /// What the CPU does.
     pub activity: Activity,
+    /// What the exit path is about.
+    pub stage: recovery::Stage,
     /// Number of the CPU, as Linux numbers it.
     pub index: u32,
     /// Id of the cell.
@@ -245,20 +249,4 @@ pub fn by_apic_id(apic_id: u32) -> Option<&'static CpuShared> {
             .iter()
             .find(|cpu| cpu.apic_id.load(Ordering::Relaxed) == apic_id),
     }
-}
-
-/// Reports an exception of the hypervisor itself and stops this CPU for good; the others go on.
-pub fn stop_after_exception(frame: &ExceptionFrame) -> ! {
-    console::line()
-        .text("Gaol: exception ")
-        .number(frame.vector)
-        .text(" (error code ")
-        .hexadecimal(frame.error_code)
-        .text(") at ")
-        .hexadecimal(frame.rip)
-        .text(", CR2 ")
-        .hexadecimal(processor::read_cr2())
-        .text(": this CPU stops")
-        .end();
-    halt_for_ever()
 }

@@ -4,7 +4,7 @@
 //! Numbers of cells and CPUs are allegations still: whoever serves a request looks for them.
 #![forbid(unsafe_code)]
 
-use gaol_abi::hypercall::{CpuInfoType, DESTROY_FORCE, Errno, Hypercall, InfoType};
+use gaol_abi::hypercall::{CpuInfoType, DESTROY_FORCE, Errno, Hypercall, InfoType, InjectedFault};
 
 /// Who calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +64,18 @@ pub enum Request {
     Watch(u64),
     /// Linux panics.
     RootFailed,
+    /// Fail on this CPU, where the launch has permitted that.
+    Fail(InjectedFault),
 }
 
 impl Request {
     /// Whether only the root cell may ask for it.
     #[must_use]
     pub const fn is_management(&self) -> bool {
-        !matches!(self, Self::Info(_) | Self::CpuInfo { .. } | Self::Print(_))
+        !matches!(
+            self,
+            Self::Info(_) | Self::CpuInfo { .. } | Self::Print(_) | Self::Fail(_)
+        )
     }
 }
 
@@ -108,6 +113,7 @@ pub fn decode(caller: Caller, rax: u64, rdi: u64, rsi: u64) -> Result<Request, E
         Hypercall::Scrub => Request::Scrub(first),
         Hypercall::Watchdog => Request::Watch(first),
         Hypercall::RootFailed => Request::RootFailed,
+        Hypercall::InjectFault => Request::Fail(InjectedFault(first)),
         _ => return Err(Errno::NoSystemCall),
     };
     if request.is_management() && !caller.is_root {
@@ -161,10 +167,11 @@ mod tests {
         for number in (0..0x1_0000).chain(u32::MAX - 16..=u32::MAX) {
             let root = decode(ROOT, u64::from(number), 3, 1);
             let cell = decode(CELL, u64::from(number), 3, 1);
-            let exists = number < 9 || (0x101..=0x103).contains(&number);
+            let exists = number < 9 || (0x101..=0x103).contains(&number) || number == 0x1f0;
             assert_eq!(root.is_ok(), exists, "{number:#x}");
             match number {
-                5 | 7 | 8 => assert_eq!(cell, root),
+                // The last one is for tests, and refused by who serves it.
+                5 | 7 | 8 | 0x1f0 => assert_eq!(cell, root),
                 _ if exists => assert_eq!(cell, Err(Errno::NotPermitted)),
                 _ => assert_eq!(cell, Err(Errno::NoSystemCall)),
             }

@@ -252,6 +252,8 @@ extern "C" fn common() {
         "push rax",
         "push rax",
         "call {handler}",
+        "test eax, eax",
+        "jz 2f",
         "pop rsp",
         "pop r11",
         "pop r10",
@@ -264,7 +266,14 @@ extern "C" fn common() {
         "pop rax",
         "add rsp, 16",
         "iretq",
-        handler = sym exception,
+        "2:",
+        "mov rdi, [rsp]",
+        "mov rsi, {private}",
+        "call {failed}",
+        "ud2",
+        handler = sym mend,
+        private = const PRIVATE_BASE as i64,
+        failed = sym crate::cpu::recovery::exception,
     )
 }
 
@@ -293,16 +302,16 @@ fn handler(vector: usize) -> u64 {
 
 const GENERAL_PROTECTION: u64 = 13;
 
-/// Every exception in the hypervisor but NMI and machine check: either an instruction with a fix-up, or our own fault,
-/// which stops this CPU and says where.
-extern "sysv64" fn exception(frame: &mut ExceptionFrame) {
+/// Every exception in the hypervisor but NMI and machine check: either an instruction with a fix-up (1), or our own fault
+/// (0), which [`crate::cpu::recovery`] sees to.
+extern "sysv64" fn mend(frame: &mut ExceptionFrame) -> u32 {
     if frame.vector == GENERAL_PROTECTION
         && let Some(next) = processor::fixup::continuation(frame.rip)
     {
         frame.rip = next;
-        return;
+        return 1;
     }
-    crate::cpu::stop_after_exception(frame);
+    0
 }
 
 /// Runs `work` with the interrupt descriptor table at `table` (256 gates), then loads this CPU's own again.

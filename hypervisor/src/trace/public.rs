@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use gaol_abi::exit::COUNTERS;
 use gaol_abi::outcome::Outcome;
 use gaol_abi::public::{
-    CPU_OFFSET, CpuPublic, CpuState, FaultRecord, PAUSES, Pause, RootFailure, SystemPublic,
-    WatchdogRecord,
+    CPU_OFFSET, CpuPublic, CpuState, FaultRecord, HypervisorFault, PAUSES, Pause, RootFailure,
+    SystemPublic, WatchdogRecord,
 };
 
 use crate::launch::parameters;
@@ -96,6 +96,19 @@ pub fn record_fault(cpu: u32, fault: &FaultRecord) {
     unsafe {
         let count = (&raw const (*at).count).read_volatile();
         at.write_volatile(FaultRecord {
+            count: count.wrapping_add(1),
+            ..*fault
+        });
+    }
+}
+
+/// Keeps a fault of the hypervisor on CPU `cpu`; its count goes up.
+pub fn record_hypervisor_fault(cpu: u32, fault: &HypervisorFault) {
+    let at = cpu_field(cpu, offset_of!(CpuPublic, hypervisor_fault)) as *mut HypervisorFault;
+    // SAFETY: as in `set_state`; one writer.
+    unsafe {
+        let count = (&raw const (*at).count).read_volatile();
+        at.write_volatile(HypervisorFault {
             count: count.wrapping_add(1),
             ..*fault
         });

@@ -15,6 +15,7 @@ mod faults;
 mod force;
 mod hardware;
 mod hostile;
+mod hypervisor_fault;
 mod images;
 mod keys;
 mod latency;
@@ -43,6 +44,7 @@ pub const GROUPS: &[Group] = &[
     faults::GROUP,
     violations::GROUP,
     nmi::GROUP,
+    hypervisor_fault::GROUP,
     memory::GROUP,
     refusals::GROUP,
     processors::GROUP,

@@ -169,6 +169,14 @@ pub fn check(elf: &[u8]) -> Result<Report> {
     for name in ["tables::nmi", "tables::machine_check"] {
         depth(name, SMALL_STACK_LIMIT)?;
     }
+    // Whatever begins on an empty stack, but for the frame of an exit.
+    for name in [
+        "recovery::resume",
+        "exit::entry_failed",
+        "events::restarted",
+    ] {
+        depth(name, STACK_LIMIT)?;
+    }
     Ok(Report {
         exit_functions,
         exit_stack: depth("entry::vm_exit", STACK_LIMIT)?,

@@ -37,9 +37,9 @@ pub struct Explained {
 pub struct Node {
     /// Name of the function.
     pub name: String,
-    /// Functions that it calls or jumps to: bytes of its stack that are in use then, the return address with them.
+    /// Functions that it calls or jumps to on its stack: bytes of it that are in use then, the return address with them.
     pub calls: BTreeMap<usize, u64>,
-    /// Functions whose address it takes.
+    /// Functions whose address it takes, or that it calls on another stack.
     pub takes: BTreeSet<usize>,
     /// What could not be followed.
     pub indirect: Vec<Indirect>,
@@ -212,6 +212,8 @@ struct Reader<'a> {
     expected: BTreeMap<u64, u64>,
     /// The same for jump tables, whose targets may be anywhere in the function.
     at_tables: u64,
+    /// Another stack was loaded: what is called from here on takes none of this one.
+    is_elsewhere: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -231,6 +233,7 @@ impl<'a> Reader<'a> {
             },
             expected: BTreeMap::new(),
             at_tables: 0,
+            is_elsewhere: false,
         })
     }
 
@@ -267,6 +270,7 @@ impl<'a> Reader<'a> {
                 );
             };
             depth = behind;
+            self.is_elsewhere |= loads_stack(&instruction);
             self.node.frame = self.node.frame.max(depth);
             self.addresses(&instruction);
         }
@@ -325,6 +329,10 @@ impl<'a> Reader<'a> {
     }
 
     fn call(&mut self, function: usize, depth: u64) {
+        if self.is_elsewhere {
+            self.node.takes.insert(function);
+            return;
+        }
         let before = self.node.calls.entry(function).or_default();
         *before = depth.max(*before);
     }
@@ -456,6 +464,13 @@ fn fixed_address(instruction: &Instruction) -> Option<u64> {
 
 fn is_call(instruction: &Instruction) -> bool {
     instruction.flow_control() == FlowControl::Call
+}
+
+/// Is the stack another one behind the instruction?
+fn loads_stack(instruction: &Instruction) -> bool {
+    instruction.mnemonic() == Mnemonic::Mov
+        && instruction.op_count() > 0
+        && instruction.op0_register() == Register::RSP
 }
 
 /// Bytes on the stack behind the instruction, relative to the function's start; `None`: nobody can tell.

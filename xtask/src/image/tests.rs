@@ -273,6 +273,29 @@ fn code_behind_a_return_has_the_depth_of_what_jumps_there() {
 }
 
 #[test]
+fn what_runs_on_another_stack_takes_none_of_this_one() {
+    let graph = Builder::new()
+        .function("stubs", |assembler| {
+            assembler.push(rax).unwrap();
+            assembler.mov(rsp, rdi).unwrap();
+            assembler.call(at(1)).unwrap();
+            assembler.ret().unwrap();
+        })
+        .function("resume", |assembler| {
+            assembler.sub(rsp, 100).unwrap();
+            assembler.call(at(2)).unwrap();
+            assembler.add(rsp, 100).unwrap();
+            assembler.ret().unwrap();
+        })
+        .function(PANIC, ends)
+        .graph();
+    assert_eq!(graph.deepest(0, &[]).unwrap().0, 8);
+    assert_eq!(graph.deepest(1, &[]).unwrap().0, 108);
+    // It is reached all the same.
+    assert!(no_panic(&graph, &[0], "it").is_err());
+}
+
+#[test]
 fn recursion_is_an_error_unless_it_has_a_bound() {
     let graph = Builder::new()
         .function("vm_exit", calls(1))

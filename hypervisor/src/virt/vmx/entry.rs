@@ -139,6 +139,26 @@ extern "sysv64" fn failed() {
     )
 }
 
+/// Gives up whatever runs on this CPU, with its stack down to the frame of the last exit, and goes on in
+/// [`crate::cpu::recovery::resume`] and from there into the guest.
+#[unsafe(naked)]
+pub extern "sysv64" fn abandon() -> ! {
+    naked_asm!(
+        "cld",
+        "mov rsp, {frame}",
+        "mov rdi, {private}",
+        "mov rsi, rsp",
+        "call {resume}",
+        "mov rdi, rsp",
+        "mov esi, eax",
+        "jmp {enter}",
+        frame = const (HOST_STACK - size_of::<Frame>() as u64) as i64,
+        private = const PRIVATE_BASE as i64,
+        resume = sym crate::cpu::recovery::resume,
+        enter = sym enter,
+    )
+}
+
 /// Loads the page table `cr3` and goes on in `code` with the stack at `stack`; nothing of the old stack is used again.
 ///
 /// # Safety

@@ -15,6 +15,7 @@ use super::fields::{
     INTERRUPTION_ERROR_CODE, INTERRUPTION_NMI, INTERRUPTION_VALID,
 };
 use super::instructions::{read, write};
+use crate::cpu::recovery::Stage;
 use crate::cpu::{Activity, PerCpu, events};
 use crate::error::Failure;
 use crate::guest::{Verdict, control_register, cpuid, fault, memory, msr, port, root_failure};
@@ -87,9 +88,16 @@ extern "sysv64" fn xsetbv(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
 /// Serves what [`exit_fast`] did not. Returns 1 when the next entry must be a VMLAUNCH.
 pub extern "sysv64" fn exit_slow(cpu: &mut PerCpu, frame: &mut Frame, why: u32) -> u32 {
     if why == SLOW {
+        cpu.stage.set(Stage::SERVING);
         let verdict = serve(cpu, frame);
         carry_out(cpu, frame, verdict);
     }
+    cpu.stage.set(Stage::EVENTS);
+    go_on(cpu, frame)
+}
+
+/// From a guest that was served to its entry: NMIs, and what other CPUs have posted. Returns as [`exit_slow`] does.
+pub fn go_on(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
     let mut since = None;
     loop {
         account_nmis(cpu);
@@ -108,6 +116,7 @@ pub extern "sysv64" fn exit_slow(cpu: &mut PerCpu, frame: &mut Frame, why: u32) 
     deliver_nmi(cpu);
     let launch = u32::from(cpu.needs_launch);
     cpu.needs_launch = false;
+    cpu.stage.set(Stage::FAST);
     launch
 }
 
