@@ -11,7 +11,8 @@ use crate::binary::{Refusal, SystemView};
 use crate::compile::Cell;
 use crate::cpu_set::CpuSet;
 use crate::ledger::{
-    CellId, Ledger, Machine, PCI_CONFIGURATION_PORTS, find_device, function_number, ports_overlap,
+    CellId, Ledger, Machine, PCI_CONFIGURATION_PORTS, RESET_PORTS, find_device, function_number,
+    ports_overlap,
 };
 use crate::pci::{FunctionAddress, FunctionId};
 use crate::problem::{Place, Problem};
@@ -281,6 +282,16 @@ impl Explainer<'_> {
         if ports_overlap(range, PCI_CONFIGURATION_PORTS) {
             return words(
                 format!("{ports} {reach} of the PCI configuration space, 0xcf8 to 0xcff"),
+                "kept by the hypervisor",
+                "Leave them out.",
+            );
+        }
+        if RESET_PORTS
+            .into_iter()
+            .any(|port| ports_overlap(range, port))
+        {
+            return words(
+                format!("{ports} {reach} through which a PC is reset: 0x60, 0x64 and 0x92"),
                 "kept by the hypervisor",
                 "Leave them out.",
             );

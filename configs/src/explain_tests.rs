@@ -130,6 +130,7 @@ fn the_values_of_a_cell() {
                 with("}]", "}, { first = 0x3ff, count = 1 }]"),
             ),
             ("PCI ports", with("0x3f8", "0xcf4")),
+            ("ports that reset", with("0x3f8", "0x60")),
             (
                 "too many ports",
                 with("{ first = 0x3f8, count = 8 }", &ports.join(",\n")),

@@ -59,6 +59,14 @@ pub const PCI_CONFIGURATION_PORTS: PortRange = PortRange {
     count: 8,
 };
 
+const fn port(first: u16) -> PortRange {
+    PortRange { first, count: 1 }
+}
+
+/// Ports of a PC that reset it, besides one of [`PCI_CONFIGURATION_PORTS`]: data and commands of the keyboard controller,
+/// and system control port A. No cell gets them, and the hypervisor looks at what the root writes there.
+pub const RESET_PORTS: [PortRange; 3] = [port(0x60), port(0x64), port(0x92)];
+
 /// Number of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CellId(pub u32);

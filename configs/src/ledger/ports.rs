@@ -4,7 +4,7 @@ use gaol_abi::config::{MACHINE_BAR_PORTS, PortRange};
 use gaol_abi::outcome::Reason;
 
 use super::memory::{Span, bars_of_others};
-use super::{CellId, Ledger, Machine, PCI_CONFIGURATION_PORTS};
+use super::{CellId, Ledger, Machine, PCI_CONFIGURATION_PORTS, RESET_PORTS};
 use crate::binary::{CellView, Refusal};
 
 fn span(ports: PortRange) -> Span {
@@ -56,6 +56,7 @@ impl Ledger {
         let range = check_list(cell.ports(), index)?;
         let own = |ports| ports_overlap(range, ports);
         let is_taken = own(PCI_CONFIGURATION_PORTS)
+            || RESET_PORTS.into_iter().any(own)
             || machine.hypervisor_ports.is_some_and(own)
             || self.owner_of_ports(range) != CellId::ROOT
             || bars_of_others(machine, cell, MACHINE_BAR_PORTS)

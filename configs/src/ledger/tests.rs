@@ -277,6 +277,10 @@ fn ports_have_one_owner() {
     assert_eq!(ports(0xcff, 1), Err((Reason::PortsOwned, 0xcff)));
     assert_eq!(ports(0xcf0, 9), Err((Reason::PortsOwned, 0xcf0)));
     assert_eq!(ports(0xd00, 9), Ok(()));
+    for port in [0x60, 0x64, 0x92] {
+        assert_eq!(ports(port, 1), Err((Reason::PortsOwned, port.into())));
+        assert_eq!(ports(port + 1, 1), Ok(()));
+    }
     let twice = verdict(|cell| {
         for first in [0x400, 0x407] {
             cell.ports.push(PortRange { first, count: 8 });

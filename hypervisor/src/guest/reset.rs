@@ -164,5 +164,8 @@ mod tests {
         let old = ResetRegisters::default();
         let count = (0..=u16::MAX).filter(|port| old.has(*port)).count();
         assert_eq!(count, 4);
+        // So the ledger knows them, and no cell has them.
+        let known = gaol_config::ledger::RESET_PORTS;
+        assert!(known.into_iter().all(|range| old.has(range.first)));
     }
 }
