@@ -248,14 +248,22 @@ static int check_config(const struct gaol_cell_header *header, size_t size,
 	return 0;
 }
 
-/* Clears the cell's memory piece by piece. */
+/*
+ * Clears the cell's memory piece by piece, and resets its PCI functions. What
+ * finds nothing to do waits for one of these.
+ */
 static long scrub(unsigned int id, u64 *cycles)
 {
 	long left;
 
 	do {
+		u64 before = *cycles;
+
 		left = gaol_hypercall(GAOL_HYPERCALL_SCRUB, id, 0, cycles);
-		cond_resched();
+		if (left > 0 && *cycles - before < SCRUB_IDLE_CYCLES)
+			usleep_range(500, 1000);
+		else
+			cond_resched();
 	} while (left > 0);
 	return left;
 }

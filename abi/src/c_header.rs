@@ -360,7 +360,7 @@ enumerations! {
         RangePlace, RangeKind, PciConfigurationSize, IoApicPins, HypervisorOnRange, Cpu, DeviceOrder, BarDevice, BarPlace,
         HypervisorOnBar, HypervisorPlace,
     }
-    outcome::Unsupported { Devices, RemappedInterrupts, CacheWays }
+    outcome::Unsupported { RemappedInterrupts, CacheWays }
     outcome::Reason {
         None, ImageInvalid, ImageRevision, ImageVendor, ConfigurationInvalid, ConfigurationRevision,
         ConfigurationChecksum, ConfigurationTooBig, CpuOffline, NoVmx, VmxLockedOff, VmxInUse, HypervisorMemory,
@@ -373,6 +373,7 @@ enumerations! {
         InterruptOwned, InterruptInUse, CacheWaysInvalid, CacheWaysOwned, MsrInvalid, MsrOwned, MemoryIsPciConfiguration,
         MemoryIsIommus, MemoryIsReservedDma, DmaOutsideMemory, MemoryIsDevices, SharedRegionDiffers, Unsupported,
         OtherMachine, MachineInvalid, MemoryUnknown, RestartTooLarge, HypervisorFault,
+        TooManyDevices, DeviceDiffers, DeviceStuck,
     }
     communication::CellState { Running, RunningLocked, ShutDown, Failed, FailedRevision }
     communication::Message { None, ShutdownRequest, ReconfigCompleted }

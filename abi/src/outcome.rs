@@ -179,6 +179,12 @@ pub enum Reason {
     /// The hypervisor itself has failed on a CPU \[the CPU\]: in the midst of a management operation, so there can be no
     /// other one, or in this one.
     HypervisorFault = 120,
+    /// More PCI functions than cells can have at one time \[segment << 16 | function\].
+    TooManyDevices = 130,
+    /// The PCI function has other addresses than the description says \[segment << 16 | function\].
+    DeviceDiffers = 131,
+    /// The PCI function does not end what it does, or does not come back from its reset \[segment << 16 | function\].
+    DeviceStuck = 132,
 }
 
 /// What [`Reason::MachineInvalid`] is about.
@@ -215,8 +221,6 @@ pub enum MachineFault {
 #[repr(u64)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsupported {
-    /// PCI functions in a cell.
-    Devices = 1,
     /// Interrupt lines in a cell while an IOMMU remaps interrupts for Linux.
     RemappedInterrupts = 2,
     /// Cache ways of a cell.

@@ -420,6 +420,20 @@ fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
             format!("PCI function {function} is a bridge, which stays with the root cell"),
             "Name the functions behind it.",
         ),
+        Reason::TooManyDevices => words(
+            format!("PCI function {function} is one more than cells can have at one time"),
+            "Give cells fewer PCI functions.",
+        ),
+        Reason::DeviceDiffers => words(
+            format!("PCI function {function} has other addresses than the description says"),
+            "Describe the machine as it is now: gaol config create",
+        ),
+        Reason::DeviceStuck => words(
+            format!(
+                "PCI function {function} does not end what it does, or did not come back from its reset"
+            ),
+            "Unbind its driver in Linux first, or leave the function to the root cell.",
+        ),
         Reason::DeviceGroupSplit => words(
             format!(
                 "a PCI function can't be kept apart from {function}, which the cell does not have"
@@ -497,7 +511,6 @@ fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
         ),
         Reason::Unsupported => words(
             match Unsupported(detail) {
-                Unsupported::Devices => "this build gives no PCI functions to cells yet",
                 Unsupported::RemappedInterrupts => {
                     "this build gives no interrupt lines to cells while Linux lets an IOMMU remap interrupts (boot it with \
                      intremap=off)"

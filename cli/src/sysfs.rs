@@ -178,6 +178,18 @@ fn parse_block(line: &str) -> Option<BlockEntry> {
 }
 
 impl Sysfs {
+    /// The driver of Linux' that is bound to a PCI function ("0000:00:03.0"), if there is one.
+    #[must_use]
+    pub fn driver_of(&self, function: &str) -> Option<String> {
+        let link = self
+            .root
+            .join("bus/pci/devices")
+            .join(function)
+            .join("driver");
+        let driver = fs::read_link(link).ok()?;
+        Some(driver.file_name()?.to_string_lossy().into_owned())
+    }
+
     /// The tree below `root`, which is /sys.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {

@@ -459,11 +459,75 @@ fn hypercalls() -> io::Result<()> {
     write("hypercall", "refused.bin", &memory(calls(&refused)))
 }
 
+/// What a cell does to a PCI function: what, width as a power of two, place, value.
+type Operation = (u8, u8, u16, u64);
+
+fn operations() -> io::Result<()> {
+    // Places of the model in the hypervisor's tests.
+    let (msi, msi_x) = (0x50, 0xb0);
+    let seeds: [(&str, u8, &[Operation]); 3] = [
+        (
+            "msi.bin",
+            0,
+            &[
+                (0, 1, 4, 7),
+                (0, 2, msi + 4, 0xfee0_9000),
+                (0, 1, msi + 0xc, 0x41),
+                (0, 1, msi + 2, 1),
+                (0, 0, msi + 5, 0x10),
+                (0, 2, msi + 4, 0xfee0_f00c),
+                (0, 1, msi + 2, 0x41),
+                (2, 2, msi, 0),
+            ],
+        ),
+        (
+            "table.bin",
+            0,
+            &[
+                (0, 1, 4, 3),
+                (0, 1, msi_x + 2, 0x8000),
+                (4, 3, 16, 0xfee0_3000),
+                (4, 3, 24, 0x51),
+                (4, 0, 25, 2),
+                (4, 1, 24, 0x61),
+                (3, 3, 20, 0),
+            ],
+        ),
+        (
+            "bars.bin",
+            31,
+            &[
+                (0, 2, 0x10, 0xffff_ffff),
+                (0, 2, 0x18, 0xffff_ffff),
+                (0, 2, 0x1c, 0xffff_ffff),
+                (0, 2, 0x30, 0xffff_ffff),
+                (0, 2, 0x10, 0x1234_5000),
+                (0, 1, 4, 0xffff),
+                (0, 1, 0x78, 0x8000),
+                (0, 0, 0xd4, 1),
+                (0, 1, 0x44, 3),
+                (1, 2, 0x148, 0xffff_ffff),
+            ],
+        ),
+    ];
+    for (name, shape, operations) in seeds {
+        let bytes = Bytes::default().u8(&[shape]);
+        let bytes = operations
+            .iter()
+            .fold(bytes, |bytes, (what, width, place, value)| {
+                bytes.u8(&[*what, *width]).u16(&[*place]).u64(&[*value])
+            });
+        write("pci_filter", name, &bytes.0)?;
+    }
+    Ok(())
+}
+
 fn main() -> io::Result<()> {
     configurations()?;
     hypercalls()?;
     tables()?;
     functions()?;
+    operations()?;
     jailhouse()?;
     for (name, bytes) in vtd_tables::seeds() {
         write("vtd_tables", name, &bytes)?;

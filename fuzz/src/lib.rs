@@ -16,6 +16,7 @@ pub mod jailhouse_import;
 pub mod machine_collection;
 pub mod mutation;
 pub mod pci_configuration_space;
+pub mod pci_filter;
 pub mod vtd_tables;
 
 /// Something to fuzz.
@@ -64,6 +65,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "pci_configuration_space",
         run: pci_configuration_space::run,
+    },
+    Target {
+        name: "pci_filter",
+        run: pci_filter::run,
     },
     Target {
         name: "vtd_tables",

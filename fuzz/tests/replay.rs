@@ -103,6 +103,11 @@ fn pci_configuration_space() {
 }
 
 #[test]
+fn pci_filter() {
+    replay("pci_filter", 10_000);
+}
+
+#[test]
 fn every_target_has_a_program_and_a_corpus() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut programs: Vec<String> = fs::read_dir(directory.join("fuzz_targets"))

@@ -56,12 +56,12 @@ fn configuration(spec: &Spec, geometry: Geometry, port: u16) -> String {
         heads,
         sectors_per_track,
     } = geometry;
-    format!(
+    let mut text = format!(
         "cpu: model={model}, count={cpus}:1:1, ips={ips}, reset_on_triple_fault=0, ignore_bad_msrs=1
 memory: guest={memory}, host={memory}
 romimage: file=/usr/share/bochs/BIOS-bochs-latest, options=fastboot
 vgaromimage: file=/usr/share/vgabios/vgabios.bin
-pci: enabled=1, chipset=i440fx
+pci: enabled=1, chipset=i440fx{slots}
 ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
 ata0-master: type=disk, mode=flat, path={DISK}, cylinders={cylinders}, heads={heads}, spt={sectors_per_track}
 boot: disk
@@ -77,11 +77,16 @@ panic: action=fatal
 error: action={verbosity}
 info: action={verbosity}
 ",
+        slots = if spec.network_card { ", slot2=e1000" } else { "" },
         model = spec.model,
         cpus = spec.cpus,
         ips = spec.instructions_per_second,
         memory = spec.memory_mib,
-    )
+    );
+    if spec.network_card {
+        text.push_str("e1000: enabled=1, mac=52:54:00:12:34:56, ethmod=null\n");
+    }
+    text
 }
 
 #[cfg(test)]
@@ -108,6 +113,10 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is missing");
         }
+        assert!(!text.contains("e1000"));
+        spec.network_card = true;
+        let with_card = configuration(&spec, geometry, 1);
+        assert!(with_card.contains("slot2=e1000\n") && with_card.contains("\ne1000: enabled=1"));
         spec.report = true;
         assert!(configuration(&spec, geometry, 1).contains("info: action=report"));
     }

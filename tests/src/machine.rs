@@ -71,6 +71,8 @@ pub struct Spec {
     pub contents: Vec<(String, Vec<u8>)>,
     /// Modules of the stock kernel to be loaded at boot.
     pub modules: Vec<String>,
+    /// Whether it has a network card besides, in a PCI slot of its own; on Bochs only. Nothing is connected to it.
+    pub network_card: bool,
     /// Whether the emulator logs what it thinks of the hardware's use; slow.
     pub report: bool,
     /// How long it may take to boot.
@@ -91,6 +93,7 @@ impl Spec {
             files: Vec::new(),
             contents: Vec::new(),
             modules: Vec::new(),
+            network_card: false,
             report: std::env::var_os("GAOL_BOCHS_REPORT").is_some(),
             boot_timeout: BOOT_TIMEOUT,
         }

@@ -39,6 +39,8 @@ pub enum Action {
     Wbinvd,
     /// Executes the instructions of VMX.
     Vmx,
+    /// Does all it can to its PCI function, whose memory is at `registers=` and whose ports are at `ports=`.
+    Pci,
     /// Denies to be shut down, `denials=` times (0: always); with `lock=1`, also says that it is locked.
     Deny,
     /// Never answers; with `halt=1` it sleeps with interrupts off.
@@ -55,7 +57,7 @@ pub enum Action {
 
 impl Action {
     /// All of them, with their names.
-    pub const ALL: [(&'static str, Self); 22] = [
+    pub const ALL: [(&'static str, Self); 23] = [
         ("memory-read", Self::MemoryRead),
         ("memory-write", Self::MemoryWrite),
         ("memory-execute", Self::MemoryExecute),
@@ -72,6 +74,7 @@ impl Action {
         ("ipi", Self::Ipi),
         ("wbinvd", Self::Wbinvd),
         ("vmx", Self::Vmx),
+        ("pci", Self::Pci),
         ("deny", Self::Deny),
         ("silent", Self::Silent),
         ("scribble", Self::Scribble),

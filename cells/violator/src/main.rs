@@ -10,6 +10,7 @@ mod bench;
 mod control;
 mod interrupt;
 mod management;
+mod pci;
 mod requests;
 
 use gaol_cell::{Cell, println};
@@ -42,6 +43,7 @@ fn main(mut cell: Cell) -> ! {
         Action::Ipi => interrupt::send_all(arguments),
         Action::Wbinvd => control::empty_caches(),
         Action::Vmx => control::execute_vmx(),
+        Action::Pci => pci::try_all(arguments),
         Action::Deny => requests::deny(&mut cell),
         Action::Silent => requests::ignore(arguments),
         Action::Scribble => requests::scribble(),

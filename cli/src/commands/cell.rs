@@ -8,6 +8,7 @@ use gaol_abi::outcome::Reason;
 use gaol_config::binary::name_text;
 use gaol_config::explain::{cpu_list, explain};
 use gaol_config::ledger::{Ledger, Machine};
+use gaol_config::pci::FunctionAddress;
 use gaol_config::quantity::Size;
 use gaol_config::{Cell, CellView, Configuration, CpuSet, Refusal, check, encode};
 use serde_json::{Value, json};
@@ -74,6 +75,7 @@ pub fn create(host: &mut Host, path: &Path, force: bool) -> Result<Report> {
         refuse_lines_in_use(host, &cell, &ledger, &machine)?;
     }
     let view = cell.view();
+    refuse_bound(host, &view)?;
     let created = create_from(host, cell.bytes(), force)
         .map_err(|error| creation_failure(host, error, &cell, &ledger, &machine))?;
     owners::keep(host, created.id, cell.bytes());
@@ -94,6 +96,23 @@ fn refuse_lines_in_use(
             let refusal = Refusal::new(Reason::InterruptInUse, line.number.into());
             let problem = explain(refusal, cell, ledger, machine).because(user);
             return Err(Failure::configuration(vec![problem]));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses PCI functions that a driver of Linux' works with: it would find its device gone.
+fn refuse_bound(host: &Host, cell: &CellView<'_>) -> Result<()> {
+    for device in cell.devices() {
+        let function = FunctionAddress::from(device).to_string();
+        if let Some(driver) = host.sysfs.driver_of(&function) {
+            return Err(Failure::new(
+                "device_has_driver",
+                format!("PCI function {function} is in use by Linux' driver {driver}"),
+                format!(
+                    "Take it from the driver first: echo {function} > /sys/bus/pci/devices/{function}/driver/unbind"
+                ),
+            ));
         }
     }
     Ok(())

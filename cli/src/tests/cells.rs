@@ -95,6 +95,28 @@ fn create_knows_the_ports_of_cells_that_it_made() {
 }
 
 #[test]
+fn create_takes_no_function_from_a_driver() {
+    let machine = Machine::enabled();
+    let text = shipped("hello.toml") + "\n[[devices]]\naddress = \"0000:00:03.0\"\n";
+    let file = machine.write("hello.toml", &text);
+    let function = machine.path("sys/bus/pci/devices/0000:00:03.0");
+    std::fs::create_dir_all(&function).unwrap();
+    let driver = function.join("driver");
+    std::os::unix::fs::symlink("../../../../bus/pci/drivers/e1000", &driver).unwrap();
+    let text = machine.run(&["cell", "create", &file]).failure();
+    for words in [
+        "PCI function 0000:00:03.0 is in use by Linux' driver e1000",
+        "echo 0000:00:03.0 > /sys/bus/pci/devices/0000:00:03.0/driver/unbind",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+    let json = machine.run(&["cell", "create", &file, "--json"]).json();
+    assert_eq!(json["error"]["reason"], "device_has_driver");
+    std::fs::remove_file(driver).unwrap();
+    machine.run(&["cell", "create", &file]).text();
+}
+
+#[test]
 fn create_says_what_this_build_can_not_do() {
     let machine = Machine::enabled();
     let text =

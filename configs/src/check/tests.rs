@@ -156,8 +156,8 @@ fn two_cells_that_share_memory_are_not_alone() {
 
 #[test]
 fn what_this_build_can_not_do_is_told() {
-    let device = cell("cell", "[3]", "[[devices]]\nid = \"8086:100e\"\n");
-    let all = warnings(&system(), &[device]);
+    let with_ways = cell("cell", "[3]", "");
+    let all = warnings(&system(), &[with_ways]);
     assert!(
         all.iter()
             .any(|warning| warning.doubt() == Some(Doubt::Unsupported))

@@ -276,10 +276,6 @@ impl Explainer<'_> {
     pub(super) fn unsupported(&self) -> (Option<Place>, Words) {
         let places = &self.cell.places;
         let (place, what) = match Unsupported(self.refusal.detail) {
-            Unsupported::Devices => (
-                places.devices.first().map(|places| places.function.clone()),
-                "PCI functions",
-            ),
             Unsupported::RemappedInterrupts => (
                 places.interrupts.first().cloned(),
                 "interrupt lines that an IOMMU remaps for Linux",

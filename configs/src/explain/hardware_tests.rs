@@ -301,9 +301,9 @@ fn all_problems_of_a_cell_at_once() {
 
 #[test]
 fn what_the_hypervisor_can_not_do_yet() {
-    let refused = |keys: &str, tables: &str| {
+    let refused = |keys: &str| {
         let system = system();
-        let cell = cell_on(&system, "cell", "[3]", 0x3000_0000, keys, tables);
+        let cell = cell_on(&system, "cell", "[3]", 0x3000_0000, keys, "");
         let refusal = unsupported(&cell.view()).unwrap();
         vec![explain(refusal, &cell, &Ledger::new(), &any_machine())]
     };
@@ -315,7 +315,6 @@ fn what_the_hypervisor_can_not_do_yet() {
     compare(
         "what-the-hypervisor-can-not-do-yet",
         &transcript([
-            ("devices", refused("", "[[devices]]\naddress = \"00:03.0\"")),
             (
                 "remapped interrupts",
                 told(
@@ -328,7 +327,7 @@ fn what_the_hypervisor_can_not_do_yet() {
                 "interrupts of Linux",
                 told("interrupts = [8, 9]", Reason::InterruptInUse, 9),
             ),
-            ("cache ways", refused("cache-ways = { l3 = [1] }", "")),
+            ("cache ways", refused("cache-ways = { l3 = [1] }")),
         ]),
     );
 }

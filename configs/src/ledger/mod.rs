@@ -391,9 +391,7 @@ fn first_of(visit: impl FnOnce(&mut dyn FnMut(Refusal))) -> Result<(), Refusal> 
 #[must_use]
 pub fn unsupported(cell: &CellView<'_>) -> Option<Refusal> {
     let header = cell.header();
-    let what = if !cell.devices().is_empty() {
-        Unsupported::Devices
-    } else if header.l3_ways | header.l2_ways != 0 {
+    let what = if header.l3_ways | header.l2_ways != 0 {
         Unsupported::CacheWays
     } else {
         return None;

@@ -33,6 +33,8 @@ pub struct Facts {
     pub pm_timer_port: u16,
     /// The cell may print.
     pub console: bool,
+    /// Address of PCI configuration space in memory, 0: none.
+    pub pci_configuration: u64,
 }
 
 impl Communication {
@@ -78,7 +80,7 @@ impl Communication {
                 gate_number: 0,
                 clock_register: 0,
             },
-            pci_mmconfig_base: 0,
+            pci_mmconfig_base: facts.pci_configuration,
             pm_timer_address: facts.pm_timer_port,
             num_cpus: facts.cpus,
             tsc_khz: facts.tsc_khz,

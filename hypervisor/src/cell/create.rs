@@ -18,7 +18,7 @@ use super::communication::Communication;
 use super::lifecycle::{self, ROOT};
 use super::processors::{flush_root, move_cpus};
 use super::watchdog::Watchdog;
-use super::{Cell, Phase, Scrub, confinement, parts, published};
+use super::{Cell, Phase, Scrub, confinement, devices, parts, published};
 use crate::cpu::PerCpu;
 use crate::error::{Blame, Failure};
 use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
@@ -158,12 +158,17 @@ pub fn create(cpu: &PerCpu, address: u64, force: bool) -> Result<i64, Failure> {
     let id = ledger
         .free_id()
         .ok_or(Failure::configuration(Reason::TooManyCells, 0))?;
-    build(machinery, &view, draft)?;
+    devices::claim(machinery, cpu, id.0, &view)?;
+    if let Err(failure) = build(machinery, &view, draft) {
+        devices::release(machinery, id.0);
+        return Err(failure);
+    }
     let cell = draft.as_mut().ok_or(Failure::gaol(Reason::None, 0))?;
     cell.in_use = used_by_others(cells, MAX_CELLS, cell);
     let taken = io_apic::assign(cpu, id.0, view.interrupts());
     if let Err(failure) = taken.and_then(|()| carve(machinery, cpu, cell)) {
         io_apic::release(cpu, id.0);
+        devices::release(machinery, id.0);
         dismantle(machinery, draft);
         if failure.reason() != Reason::CpuDidNotStop {
             settle(machinery);
@@ -173,7 +178,9 @@ pub fn create(cpu: &PerCpu, address: u64, force: bool) -> Result<i64, Failure> {
     // The check has passed and nothing has changed since: this can't fail.
     let claimed = ledger.claim(id, &view).map_err(refused);
     let joined = claimed.and_then(|()| {
+        take_devices(machinery, cpu, id.0, cell)?;
         publish(id, cell, &view);
+        devices::publish(machinery, id.0, cell)?;
         parts::publish(id.0, cell)?;
         lifecycle::update_foreign(cells, Some(cell))?;
         io_apic::revise(cpu, cell.cpus);
@@ -182,7 +189,7 @@ pub fn create(cpu: &PerCpu, address: u64, force: bool) -> Result<i64, Failure> {
     // What Linux has written meanwhile.
     io_apic::revise(cpu, CpuSet::EMPTY);
     if let Err(failure) = joined {
-        undo(machinery, cpu, draft, low_page);
+        undo(machinery, cpu, (id.0, draft), low_page);
         io_apic::release(cpu, id.0);
         io_apic::revise(cpu, CpuSet::EMPTY);
         // Fewer ranges than before the creation: they fit.
@@ -474,6 +481,24 @@ pub fn set_root_ports(machinery: &Machinery, cell: &Cell, taken: bool) {
     }
 }
 
+/// Takes the cell's functions from the root in two steps: how large their registers are can be seen when the root has no
+/// way to them any more.
+fn take_devices(
+    machinery: &mut Machinery,
+    cpu: &PerCpu,
+    id: u32,
+    cell: &Cell,
+) -> Result<(), Failure> {
+    if devices::carve(machinery, id, cell)?.is_needed() {
+        flush_root(cpu)?;
+    }
+    devices::take(cpu, id)?;
+    if devices::carve(machinery, id, cell)?.is_needed() {
+        flush_root(cpu)?;
+    }
+    Ok(())
+}
+
 fn publish(id: CellId, cell: &Cell, view: &CellView<'_>) {
     if let Some(target) = published(id.0) {
         target.publish(cell.ept.root(), cell.msr_bitmap, cell.port_bitmaps);
@@ -491,14 +516,17 @@ fn publish(id: CellId, cell: &Cell, view: &CellView<'_>) {
 fn undo(
     machinery: &mut Machinery,
     cpu: &PerCpu,
-    draft: &mut Option<Cell>,
+    (id, draft): (u32, &mut Option<Cell>),
     low_page: &mut [u8; 4096],
 ) {
     let Some(cell) = draft else { return };
     // CPUs that joined go back; one that does not is lost until the next launch, and its cell's tables with it.
     let back = move_cpus(cpu, cell, ROOT, low_page, machinery);
-    let given = return_memory(machinery, cell, cell.memory_count);
+    devices::abandon(cpu, id);
+    let given = return_memory(machinery, cell, cell.memory_count)
+        .and_then(|flush| Ok(flush.and(devices::give(machinery, id, cell)?)));
     set_root_ports(machinery, cell, false);
+    devices::release(machinery, id);
     if back.is_ok() {
         dismantle(machinery, draft);
     }

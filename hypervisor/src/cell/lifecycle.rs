@@ -23,7 +23,7 @@ use super::create::{
 use super::decision::{self, Asked, Destroy, Situation, StartRefusal, Stop, StopRefusal};
 use super::processors::{flush_root, has_joined, move_cpu, move_cpus, request};
 use super::watchdog::{Look, Policy};
-use super::{Cell, Phase, Scrub};
+use super::{Cell, Phase, Scrub, devices};
 use crate::cpu::{Events, PerCpu, events};
 use crate::error::{Blame, Failure};
 use crate::guest::io_apic;
@@ -156,6 +156,7 @@ pub fn set_loadable(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> 
     let machinery = machinery.as_mut().ok_or(AGAIN)?;
     let cell = cell_of(cells, id)?;
     stop(cpu, id, cell, force)?;
+    devices::rest(cpu, id as u32, Phase::Stopped);
     if cell.phase != Phase::Stopped {
         return Err(Failure::caller(Errno::Busy, Reason::NotScrubbed, 0));
     }
@@ -219,6 +220,7 @@ pub fn start(cpu: &PerCpu, id: u64) -> Result<i64, Failure> {
             apic_khz: events::measured_apic_khz(),
             pm_timer_port: parameters::pm_timer_port() as u16,
             console: cell.console,
+            pci_configuration: devices::configuration_base(id as u32),
         });
     }
     cell.asked = None;
@@ -346,10 +348,16 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
             end_loading(cpu, machinery, cell)?;
             cell.phase = Phase::Dying;
             cell.scrub = Scrub::default();
+            devices::rest(cpu, id as u32, Phase::Dying);
             return Err(AGAIN);
         }
         Destroy::Stop | Destroy::Again => return Err(AGAIN),
         Destroy::Free => {}
+    }
+    // Of a cell that never ran, the functions may be amidst their way to it.
+    devices::rest(cpu, id as u32, Phase::Dying);
+    if !devices::are_back(id as u32) {
+        return Err(AGAIN);
     }
     let cell = cell_of(cells, id)?;
     let mut away = cell.cpus.iter().filter(|index| !has_joined(*index, ROOT));
@@ -362,10 +370,12 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     // All of this can be repeated when a flush fails, and a repetition, which changes nothing, must flush all the same.
     // Giving memory back needs no frames.
     return_memory(machinery, cell, cell.memory_count)?.ignore();
+    devices::give(machinery, id as u32, cell)?.ignore();
     flush_root(cpu)?;
     set_root_ports(machinery, cell, false);
     io_apic::release(cpu, id as u32);
     io_apic::revise(cpu, CpuSet::EMPTY);
+    devices::release(machinery, id as u32);
     let slot = cells.get_mut(id as usize).ok_or(no_such_cell(id))?;
     core::mem::swap(slot, draft);
     *slot = None;
@@ -438,7 +448,8 @@ pub fn scrub(cpu: &PerCpu, id: u64) -> Result<i64, Failure> {
         cpu.windows.clear(at, bytes);
         cell.scrub.offset = cell.scrub.offset.wrapping_add(bytes);
     }
-    if next_piece(cell).is_some() {
+    let are_devices_busy = devices::advance(cpu, id as u32)?;
+    if next_piece(cell).is_some() || are_devices_busy {
         return Ok(1);
     }
     if cell.phase == Phase::Fresh {

@@ -7,6 +7,7 @@ pub mod communication;
 pub mod confinement;
 pub mod create;
 pub mod decision;
+pub mod devices;
 pub mod lifecycle;
 pub mod moderated;
 pub mod parts;

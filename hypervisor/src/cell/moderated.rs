@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use gaol_abi::MAX_CELLS;
 
+use crate::device::pci::FunctionId;
 use crate::memory::address::HostPhysical;
 
 /// Most moderated ranges of a cell.
@@ -31,11 +32,29 @@ pub enum What {
     Remainder,
     /// The IOAPIC of this number.
     IoApic(u8),
+    /// PCI configuration space, from the first function of a bus on.
+    PciConfiguration {
+        /// PCI segment group.
+        segment: u16,
+        /// The first bus.
+        first: u8,
+    },
+    /// Registers of a PCI function with its MSI-X table among them.
+    MsixTable {
+        /// The function.
+        function: FunctionId,
+        /// Where they are in the machine.
+        physical: HostPhysical,
+        /// Whether writes are let through.
+        writable: bool,
+    },
 }
 
 const KIND_REGISTERS: u64 = 1;
 const KIND_REMAINDER: u64 = 2;
 const KIND_IO_APIC: u64 = 3;
+const KIND_PCI_CONFIGURATION: u64 = 4;
+const KIND_MSIX_TABLE: u64 = 5;
 
 impl What {
     /// As two words. The lowest byte of the first one is the kind, and never 0.
@@ -51,6 +70,18 @@ impl What {
             ],
             Self::Remainder => [KIND_REMAINDER, 0],
             Self::IoApic(unit) => [KIND_IO_APIC, unit as u64],
+            Self::PciConfiguration { segment, first } => [
+                KIND_PCI_CONFIGURATION | (first as u64) << 8 | (segment as u64) << 16,
+                0,
+            ],
+            Self::MsixTable {
+                function,
+                physical,
+                writable,
+            } => [
+                KIND_MSIX_TABLE | (writable as u64) << 8 | (function.number() as u64) << 16,
+                physical.as_u64(),
+            ],
         }
     }
 
@@ -63,6 +94,18 @@ impl What {
             }),
             KIND_REMAINDER => Some(Self::Remainder),
             KIND_IO_APIC => Some(Self::IoApic(second as u8)),
+            KIND_PCI_CONFIGURATION => Some(Self::PciConfiguration {
+                segment: (first >> 16) as u16,
+                first: (first >> 8) as u8,
+            }),
+            KIND_MSIX_TABLE => Some(Self::MsixTable {
+                function: FunctionId {
+                    segment: (first >> 32) as u16,
+                    function: (first >> 16) as u16,
+                },
+                physical: HostPhysical::new(second),
+                writable: first >> 8 & 1 != 0,
+            }),
             _ => None,
         }
     }

@@ -7,10 +7,11 @@
 use super::decode::{Instruction, Operation};
 use super::execute::execute;
 use super::memory::{Fetched, advance_by, segment_base};
-use super::{Verdict, fault, io_apic, strings};
+use super::{Verdict, fault, io_apic, pci, strings};
 use crate::cell::moderated::{Moderated, What};
 use crate::cpu::PerCpu;
 use crate::cpu::window::Windows;
+use crate::device::pci::hardware::ConfigRange;
 use crate::memory::address::HostPhysical;
 use crate::system;
 use crate::virt::vmx::control::Exception;
@@ -64,6 +65,18 @@ pub(super) fn with_registers<R>(
             windows: cpu.windows,
             start: range.start,
         }),
+        What::PciConfiguration { segment, first } => {
+            let space = ConfigRange::moderated(range.start, segment, first);
+            run(&mut pci::Configuration::new(cpu, space))
+        }
+        What::MsixTable {
+            function,
+            physical,
+            writable,
+        } => {
+            let place = (physical.as_u64(), range.size);
+            run(&mut pci::TablePage::new(cpu, function, place, writable))
+        }
     }
 }
 

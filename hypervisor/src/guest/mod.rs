@@ -18,6 +18,7 @@ pub mod mtrr;
 #[cfg(test)]
 mod native;
 mod opcodes;
+pub mod pci;
 pub mod port;
 pub mod reset;
 pub mod root_failure;

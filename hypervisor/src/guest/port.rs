@@ -4,21 +4,19 @@
 //! instructions, so no CPU's address register is ever seen by another.
 
 use gaol_abi::exit::COUNTER_ROOT_VIOLATIONS;
-use spin::mutex::TicketMutex;
 
-use super::{Verdict, root_failure};
+use super::{Verdict, pci, root_failure};
 use crate::cpu::PerCpu;
-use crate::device::pci;
+use crate::device::pci::assigned;
+use crate::device::pci::hardware::{
+    ADDRESS_LOCK, CONFIG_ADDRESS, CONFIG_DATA, CONFIG_ENABLE, root_access,
+};
 use crate::launch::parameters;
 use crate::processor::{port_read, port_write};
 use crate::virt::vmx::entry::Frame;
 use crate::virt::vmx::exit::{SLOW, done};
 use crate::virt::vmx::fields::Field;
 use crate::virt::vmx::instructions::read;
-
-const CONFIG_ADDRESS: u16 = 0xcf8;
-const CONFIG_DATA: u16 = 0xcfc;
-const CONFIG_ENABLE: u32 = 1 << 31;
 
 /// Exit qualification of an I/O instruction.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +29,12 @@ impl Access {
 
     const fn size(self) -> u32 {
         ((self.0 & 7) as u32).wrapping_add(1)
+    }
+
+    /// Inside the four ports of configuration mechanism 1's data.
+    const fn is_config_data(self) -> bool {
+        let byte = self.port().wrapping_sub(CONFIG_DATA) as u32;
+        byte < 4 && byte.wrapping_add(self.size()) <= 4
     }
 
     const fn is_input(self) -> bool {
@@ -52,8 +56,6 @@ fn put(frame: &mut Frame, size: u32, value: u32) {
     };
 }
 
-static CONFIG_LOCK: TicketMutex<()> = TicketMutex::new(());
-
 /// The two ports of PCI configuration.
 #[inline(never)]
 pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
@@ -68,24 +70,31 @@ pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
         }
         return done(cpu);
     }
-    if access.port() & !3 == CONFIG_DATA && !access.is_string() {
-        config_data(cpu, frame, access);
+    if access.is_config_data() && !access.is_string() && config_data(cpu, frame, access) {
         return done(cpu);
     }
     SLOW
 }
 
+/// An access to a function that no cell has. `false`: one may have it.
 #[inline(always)]
-fn config_data(cpu: &PerCpu, frame: &mut Frame, access: Access) {
+fn config_data(cpu: &PerCpu, frame: &mut Frame, access: Access) -> bool {
     let address = cpu.pci_address;
     let function = (address >> 8) as u16;
-    if address & CONFIG_ENABLE == 0 || !pci::is_visible(cpu.is_root, function) {
+    if !cpu.is_root || address & CONFIG_ENABLE == 0 {
+        if !cpu.is_root && assigned::may_be_assigned(function) {
+            return false;
+        }
         if access.is_input() {
             put(frame, access.size(), u32::MAX);
         }
-        return;
+        return true;
     }
-    let guard = CONFIG_LOCK.lock();
+    let guard = ADDRESS_LOCK.lock();
+    // Looked at with the lock held: who takes a function from the root takes the lock afterwards.
+    if assigned::may_be_assigned(function) {
+        return false;
+    }
     // SAFETY: a configuration access to a function of the guest's own, as on bare hardware; the lock keeps address and data
     // together.
     let value = unsafe {
@@ -100,6 +109,24 @@ fn config_data(cpu: &PerCpu, frame: &mut Frame, access: Access) {
     drop(guard);
     if access.is_input() {
         put(frame, access.size(), value);
+    }
+    true
+}
+
+/// An access to configuration space where a cell may have the function.
+fn moderated(cpu: &PerCpu, frame: &mut Frame, access: Access) {
+    let value = (!access.is_input()).then_some(frame.rax as u32);
+    let (port, width) = (access.port(), access.size());
+    let found = if cpu.is_root {
+        root_access(cpu.pci_address, port, width, value).unwrap_or_else(|| {
+            cpu.counters.count(COUNTER_ROOT_VIOLATIONS);
+            u32::MAX
+        })
+    } else {
+        pci::cell_access(cpu, port & 3, width, value)
+    };
+    if access.is_input() {
+        put(frame, access.size(), found);
     }
 }
 
@@ -117,11 +144,17 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
             }
         };
     }
-    // Narrow accesses to 0xcf8…0xcfb are other registers of the chipset, the reset control at 0xcf9 among them.
-    if cpu.is_root
-        && ((CONFIG_ADDRESS..CONFIG_DATA).contains(&port)
-            || root_failure::covers(port, access.size()))
-    {
+    if access.is_config_data() {
+        moderated(cpu, frame, access);
+        return Verdict::Advance;
+    }
+    // Narrow accesses to 0xcf8…0xcfb are other registers of the chipset, the reset control at 0xcf9 among them. What goes
+    // beyond would reach the data of whatever function was addressed last.
+    let end = u32::from(port).wrapping_add(access.size());
+    let is_narrow = port >= CONFIG_ADDRESS && end <= u32::from(CONFIG_DATA);
+    let is_beside = port >= CONFIG_DATA.wrapping_add(4) || end <= u32::from(CONFIG_ADDRESS);
+    let is_watched = is_beside && root_failure::covers(port, access.size());
+    if cpu.is_root && (is_narrow || is_watched) {
         let value = frame.rax as u32;
         if !access.is_input()
             && let Some(verdict) = root_failure::write_port(cpu, frame, port, access.size(), value)
@@ -182,6 +215,9 @@ mod tests {
                         assert_eq!(access.size(), size);
                         assert_eq!(access.is_input(), input);
                         assert_eq!(access.is_string(), others & string != 0);
+                        let last = u32::from(port) + size - 1;
+                        let is_data = port >= 0xcfc && last <= 0xcff;
+                        assert_eq!(access.is_config_data(), is_data);
                     }
                 }
             }

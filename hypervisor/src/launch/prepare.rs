@@ -11,6 +11,7 @@ use gaol_config::ledger::Machine;
 use super::private_table::APIC_PHYSICAL;
 use crate::cell::root::RootShare;
 use crate::cell::{confinement, lifecycle, parts, published};
+use crate::device::pci::hardware;
 use crate::error::Failure;
 use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
 use crate::guest::{io_apic, root_failure};
@@ -56,6 +57,7 @@ pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
     let controls = Controls::detect(read_msr)?;
     let share = RootShare::new(view);
     system::set_root_share(share);
+    hardware::set_ranges(view.ranges());
     let mut root_ept = root_ept(parameters, &mut pool, &memory_types, &controls, &share)?;
     io_apic::prepare(&view, &mut root_ept, &mut PoolTables(&mut pool))?;
     root_failure::prepare(parameters, header);

@@ -23,6 +23,7 @@ mod life_cycle;
 mod machine;
 mod memory;
 mod nmi;
+mod pci;
 mod power;
 mod processors;
 mod refusals;
@@ -52,6 +53,7 @@ pub const GROUPS: &[Group] = &[
     configuration::GROUP,
     cells::GROUP,
     keys::GROUP,
+    pci::GROUP,
     root::GROUP,
     images::GROUP,
     state::GROUP,

@@ -1,0 +1,392 @@
+//! PCI functions of cells: how they leave the root, what the cell gets of them, and how they come back.
+//!
+//! Everything here is done under the management lock. Invariant: from [`claim`] to [`release`] the root finds the functions
+//! absent, whatever way it takes; between these the hypervisor alone decides on what they are told.
+
+use gaol_abi::config::{
+    AssignedDevice, DEFAULT_DEVICE_VECTORS, MEMORY_DEVICE, MEMORY_READ, MEMORY_WRITE, MemoryRegion,
+};
+use gaol_abi::hypercall::Errno;
+use gaol_abi::outcome::Reason;
+use gaol_config::binary::CellView;
+use gaol_config::ledger::function_number;
+
+use super::moderated::{self, Moderated, Table, What};
+use super::{Cell, Phase, create, parts};
+use crate::cpu::PerCpu;
+use crate::device::pci::assigned::{self, Slot};
+use crate::device::pci::function::{Decoded, Terms};
+use crate::device::pci::handover::{Clock, Fault, Progress};
+use crate::device::pci::hardware::{self, Access};
+use crate::device::pci::msix::MOST_VECTORS;
+use crate::device::pci::{Function, FunctionId};
+use crate::error::{Blame, Failure};
+use crate::guest::bitmaps::PortBitmaps;
+use crate::launch::parameters;
+use crate::memory::address::{GuestPhysical, HostPhysical, Range};
+use crate::memory::page_table::{Flush, TableMemory};
+use crate::processor::time_stamp;
+use crate::region::{self, LinearTables};
+use crate::system::{self, Machinery, PoolTables, map_failure, zeroed_frame};
+
+const PAGE: u64 = 4096;
+
+fn id_of(device: &AssignedDevice) -> FunctionId {
+    FunctionId {
+        segment: device.segment,
+        function: device.function,
+    }
+}
+
+fn failure(fault: Fault, id: FunctionId) -> Failure {
+    let number = function_number(id.segment, id.function);
+    match fault {
+        Fault::Absent => Failure::hardware(Reason::DeviceUnknown, number),
+        Fault::Bridge => Failure::configuration(Reason::DeviceIsBridge, number),
+        Fault::Changed => Failure::hardware(Reason::DeviceDiffers, number),
+        Fault::Stuck => Failure::timed_out(Blame::Hardware, Reason::DeviceStuck, number),
+    }
+}
+
+/// Makes the functions that a new cell names its own, and looks at them. Nothing is changed in them.
+pub fn claim(
+    machinery: &mut Machinery,
+    cpu: &PerCpu,
+    cell: u32,
+    view: &CellView<'_>,
+) -> Result<(), Failure> {
+    for device in view.devices() {
+        if let Err(reason) = claim_one(machinery, cpu, cell, view, device) {
+            release(machinery, cell);
+            return Err(reason);
+        }
+    }
+    Ok(())
+}
+
+fn claim_one(
+    machinery: &mut Machinery,
+    cpu: &PerCpu,
+    cell: u32,
+    view: &CellView<'_>,
+    device: &AssignedDevice,
+) -> Result<(), Failure> {
+    let id = id_of(device);
+    let number = function_number(id.segment, id.function);
+    if device.vectors > MOST_VECTORS {
+        return Err(Failure::configuration(Reason::VectorBudget, number));
+    }
+    let full = Failure::new(
+        Blame::Configuration,
+        Errno::NoMemory,
+        Reason::TooManyDevices,
+        number,
+    );
+    let slot = assigned::claim(cell, id).ok_or(full)?;
+    let store = zeroed_frame(&mut machinery.pool)?;
+    slot.set_places(store, hardware::page_of(id));
+    let terms = Terms {
+        vectors: match device.vectors {
+            0 => DEFAULT_DEVICE_VECTORS,
+            given => given,
+        },
+        has_lines: !view.interrupts().is_empty(),
+    };
+    static STORES: LinearTables = LinearTables;
+    let access = &mut Access::new(cpu.windows);
+    let function = Function::inspect(access, id, terms, STORES.entries(store))
+        .map_err(|fault| failure(fault, id))?;
+    check_description(machinery, &function)?;
+    *slot.lock() = Some(function);
+    Ok(())
+}
+
+/// What the ledger has checked are the addresses of the description; these must be the function's.
+fn check_description(machinery: &Machinery, function: &Function<'_>) -> Result<(), Failure> {
+    let Some(system) = machinery.machine.description() else {
+        return Ok(());
+    };
+    let id = function.id();
+    let index = system
+        .devices()
+        .iter()
+        .position(|device| (device.segment, device.function) == (id.segment, id.function));
+    let described = |found: &Decoded| {
+        system.bars().iter().any(|bar| {
+            Some(usize::from(bar.device)) == index
+                && (bar.number, bar.address) == (found.number, found.address)
+        })
+    };
+    if function.decoded().all(|found| described(&found)) {
+        return Ok(());
+    }
+    Err(failure(Fault::Changed, id))
+}
+
+/// A range of the machine's memory as a region that the root has lost.
+fn root_region(physical: u64, size: u64) -> MemoryRegion {
+    MemoryRegion {
+        name: [0; gaol_abi::NAME_LENGTH],
+        physical,
+        guest: physical,
+        size,
+        flags: MEMORY_DEVICE | MEMORY_READ | MEMORY_WRITE,
+    }
+}
+
+/// Memory that the root must not reach as long as the cell has the function: its configuration space, and, when `of` is a
+/// cell, those of its registers that are whole pages and that the cell has no say in.
+fn kept_from_root(slot: &Slot, of: &Cell, mut visit: impl FnMut(MemoryRegion)) {
+    if let Some(page) = slot.page() {
+        visit(root_region(page.as_u64(), PAGE));
+    }
+    let guard = slot.lock();
+    for bar in guard.iter().flat_map(Function::decoded) {
+        let is_pages = bar.size != 0 && (bar.address | bar.size) & (PAGE - 1) == 0;
+        let end = bar.address.saturating_add(bar.size);
+        let is_moderated = of.regions().any(|region| {
+            let touches =
+                region.physical < end && region.physical.saturating_add(region.size) > bar.address;
+            touches && (parts::has_widths(region) || !create::taken_from_root(region))
+        });
+        if !bar.is_ports && is_pages && !is_moderated {
+            visit(root_region(bar.address, bar.size));
+        }
+    }
+}
+
+/// Takes configuration space and registers of the cell's functions from the root. What is taken already stays so.
+pub fn carve(machinery: &mut Machinery, id: u32, cell: &Cell) -> Result<Flush, Failure> {
+    let mut flush = Flush::Nothing;
+    let mut done = Ok(());
+    for slot in assigned::of_cell(id) {
+        kept_from_root(slot, cell, |region| {
+            if done.is_err() {
+                return;
+            }
+            let hole = create::root_range(&region).and_then(|range| {
+                let tables = &mut PoolTables(&mut machinery.pool);
+                let root = &mut machinery.root_ept;
+                root.map_hole(tables, range).map_err(map_failure)
+            });
+            match hole {
+                Ok(more) => flush = flush.and(more),
+                Err(failure) => done = Err(failure),
+            }
+        });
+    }
+    set_root_ports(machinery, id, true);
+    done.map(|()| flush)
+}
+
+/// Gives the root what [`carve`] has taken. Never needs a frame.
+pub fn give(machinery: &mut Machinery, id: u32, cell: &Cell) -> Result<Flush, Failure> {
+    let mut flush = Flush::Nothing;
+    let mut done = Ok(());
+    for slot in assigned::of_cell(id) {
+        kept_from_root(slot, cell, |region| {
+            match create::map_to_root(machinery, &region, false) {
+                Ok(more) => flush = flush.and(more),
+                Err(failure) => done = Err(failure),
+            }
+        });
+    }
+    set_root_ports(machinery, id, false);
+    done.map(|()| flush)
+}
+
+/// Takes the functions' ports from the root, or gives them back.
+fn set_root_ports(machinery: &Machinery, id: u32, taken: bool) {
+    // SAFETY: the root's bitmaps, two frames that are kept for ever; changed under the management lock, and processors read
+    // single bytes of them at any time.
+    let bitmaps = unsafe { &mut *(region::address_of(machinery.root_ports) as *mut PortBitmaps) };
+    for slot in assigned::of_cell(id) {
+        let guard = slot.lock();
+        let ranges = guard.iter().flat_map(Function::decoded);
+        for range in ranges.filter(|range| range.is_ports && range.size <= 256) {
+            let first = range.address as u16;
+            let ports = (first..=u16::MAX).take(range.size as usize);
+            for port in ports {
+                if taken {
+                    bitmaps.intercept(port, 1);
+                } else if system::root_share().is_none_or(|share| share.has_port(port)) {
+                    bitmaps.allow(port, 1);
+                }
+            }
+        }
+    }
+}
+
+/// Takes the functions from the root, which has no way to them any more, and stops them.
+pub fn take(cpu: &PerCpu, id: u32) -> Result<(), Failure> {
+    let access = &mut Access::new(cpu.windows);
+    for slot in assigned::of_cell(id) {
+        if let Some(function) = slot.lock().as_mut() {
+            function
+                .take(access)
+                .map_err(|fault| failure(fault, function.id()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes configuration space and MSI-X tables moderated ranges of the cell, before its CPUs run. To be done before any
+/// other range is published: in tables, tables come first.
+pub fn publish(machinery: &mut Machinery, id: u32, cell: &mut Cell) -> Result<(), Failure> {
+    let table = moderated::table(id).ok_or(Failure::configuration(Reason::TooManyCells, 0))?;
+    table.remove(|range| {
+        let what = range.what;
+        matches!(
+            what,
+            What::Registers { .. } | What::PciConfiguration { .. } | What::MsixTable { .. }
+        )
+    });
+    if assigned::of_cell(id).next().is_none() {
+        return Ok(());
+    }
+    for slot in assigned::of_cell(id) {
+        let (function, pages, exact) = match slot.lock().as_ref() {
+            Some(function) => (function.id(), function.table_pages(), function.table()),
+            None => continue,
+        };
+        if let (Some(pages), Some(exact)) = (pages, exact) {
+            publish_table(machinery, table, cell, (function, pages, exact))?;
+        }
+    }
+    for range in hardware::ranges() {
+        table.add(&Moderated {
+            start: range.start,
+            size: range.size(),
+            what: What::PciConfiguration {
+                segment: range.segment,
+                first: range.first,
+            },
+        })?;
+    }
+    Ok(())
+}
+
+/// First address, and bytes.
+type Place = (u64, u64);
+
+fn publish_table(
+    machinery: &mut Machinery,
+    table: &Table,
+    cell: &mut Cell,
+    (id, pages, exact): (FunctionId, Place, Place),
+) -> Result<(), Failure> {
+    let count = cell.memory_count;
+    for region in cell.memory.iter().take(count) {
+        let has_widths = parts::has_widths(region);
+        let (first, size) = if has_widths { exact } else { pages };
+        let start = first.max(region.physical);
+        let end = first
+            .saturating_add(size)
+            .min(region.physical.saturating_add(region.size));
+        let Some(size) = end.checked_sub(start).filter(|size| *size != 0) else {
+            continue;
+        };
+        let guest = region
+            .guest
+            .wrapping_add(start.wrapping_sub(region.physical));
+        if region.flags & gaol_abi::config::MEMORY_COMMUNICATION != 0 {
+            continue;
+        }
+        table.add(&Moderated {
+            start: guest,
+            size,
+            what: What::MsixTable {
+                function: id,
+                physical: HostPhysical::new(start),
+                writable: region.flags & MEMORY_WRITE != 0,
+            },
+        })?;
+        if !has_widths {
+            let range = Range::new(GuestPhysical::new(guest), size)
+                .ok_or(Failure::configuration(Reason::RegionInvalid, 0))?;
+            cell.ept
+                .unmap(&mut PoolTables(&mut machinery.pool), range)
+                .map_err(map_failure)?
+                // No CPU uses this table yet.
+                .ignore();
+        }
+    }
+    Ok(())
+}
+
+fn clock() -> Clock {
+    Clock {
+        now: time_stamp(),
+        millisecond: parameters::tsc_khz().into(),
+    }
+}
+
+/// Goes on with the hand-over of the cell's functions. Whether there is more to do.
+pub fn advance(cpu: &PerCpu, id: u32) -> Result<bool, Failure> {
+    let access = &mut Access::new(cpu.windows);
+    let mut is_more = false;
+    for slot in assigned::of_cell(id) {
+        if let Some(function) = slot.lock().as_mut() {
+            let progress = function.advance(access, clock());
+            let progress = progress.map_err(|fault| failure(fault, function.id()))?;
+            is_more |= progress == Progress::More;
+        }
+    }
+    Ok(is_more)
+}
+
+/// The cell has stopped: its functions do so as well. Of a cell that ends, they begin to go back.
+pub fn rest(cpu: &PerCpu, id: u32, phase: Phase) {
+    let access = &mut Access::new(cpu.windows);
+    for slot in assigned::of_cell(id) {
+        if let Some(function) = slot.lock().as_mut() {
+            if phase == Phase::Stopped {
+                function.rest(access);
+            } else {
+                function.begin_return(access);
+            }
+        }
+    }
+}
+
+/// Whether all functions of the cell are as the root had them.
+pub fn are_back(id: u32) -> bool {
+    assigned::of_cell(id).all(|slot| {
+        let guard = slot.lock();
+        guard.as_ref().is_none_or(Function::is_roots)
+    })
+}
+
+/// Puts the root's settings back at once, where a creation is undone.
+pub fn abandon(cpu: &PerCpu, id: u32) {
+    let access = &mut Access::new(cpu.windows);
+    for slot in assigned::of_cell(id) {
+        if let Some(function) = slot.lock().as_mut() {
+            function.abandon(access);
+        }
+    }
+}
+
+/// The functions are the root's again.
+pub fn release(machinery: &mut Machinery, id: u32) {
+    for slot in assigned::of_cell(id) {
+        let store = slot.store();
+        slot.release();
+        if let Some(store) = store {
+            system::release(&mut machinery.pool, store);
+        }
+    }
+}
+
+/// Address of configuration space in memory as a cell with functions is told, 0 where there is none.
+#[must_use]
+pub fn configuration_base(id: u32) -> u64 {
+    if assigned::of_cell(id).next().is_none() {
+        return 0;
+    }
+    hardware::ranges()
+        .find(|range| range.segment == 0)
+        .map_or(0, |range| {
+            range.start.wrapping_sub(u64::from(range.first) << 20)
+        })
+}
