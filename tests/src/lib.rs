@@ -19,3 +19,5 @@ pub mod runner;
 #[cfg(test)]
 mod specification;
 pub mod system;
+#[cfg(test)]
+mod unsafe_budget;

@@ -67,6 +67,16 @@ impl Windows {
         at | (physical.as_u64() & 0xfff)
     }
 
+    /// Closes the small windows: they lead nowhere until they are opened again. The large one is closed after each use.
+    pub fn close(&self) {
+        for index in 0..COUNT {
+            let entry = self.entries.wrapping_add(index.wrapping_mul(8));
+            // SAFETY: as in `open`; what is read through a window was copied out.
+            unsafe { (entry as *mut u64).write_volatile(0) };
+            processor::invalidate_page(private::WINDOWS.wrapping_add(index << 12));
+        }
+    }
+
     /// Reads the aligned 8 bytes at `physical`.
     #[inline(always)]
     #[must_use]

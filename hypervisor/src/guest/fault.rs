@@ -19,6 +19,7 @@ pub fn record(cpu: &PerCpu, frame: &Frame, address: u64) {
     }
     let mut instruction = [0; 16];
     let instruction_length = fetch(cpu, &mut instruction).unwrap_or(0) as u32;
+    cpu.windows.close();
     public::record_fault(
         cpu.index,
         &FaultRecord {

@@ -5,6 +5,7 @@
 //! they came from. A CPU that comes late reads the word and obeys. After the commit nobody can fail.
 
 pub mod leave;
+mod own_registers;
 pub mod parameters;
 mod prepare;
 pub mod private_table;
@@ -18,6 +19,7 @@ use gaol_abi::image::LINK_BASE;
 use gaol_abi::outcome::Reason;
 use gaol_abi::public::CpuState;
 
+use self::own_registers::{Features, own_cr4};
 use self::private_table::PrivateTable;
 use self::saved::Saved;
 use crate::cpu::{self, Activity, PRIVATE_BASE, PerCpu, TABLES_AT, area, private};
@@ -307,20 +309,14 @@ fn check_processor(cpu: &PerCpu) -> Result<(), Failure> {
 
 /// CR0 and CR4 as the hypervisor runs with them: no FPU use, and every protection that the processor has.
 pub fn set_own_registers() {
-    let [_, seven, _, _] = processor::cpuid(7, 0);
-    let [_, _, one, _] = processor::cpuid(1, 0);
-    let [_, _, seven_c, _] = processor::cpuid(7, 0);
-    let mut value = cr4::PAE | cr4::MCE | cr4::OSFXSR | (processor::read_cr4() & cr4::LA57);
-    for (has, bit) in [
-        (one & (1 << 26) != 0, cr4::OSXSAVE),
-        (seven & (1 << 7) != 0, cr4::SMEP),
-        (seven & (1 << 20) != 0, cr4::SMAP),
-        (seven_c & (1 << 2) != 0, cr4::UMIP),
-    ] {
-        if has {
-            value |= bit;
-        }
-    }
+    let [_, _, one_c, _] = processor::cpuid(1, 0);
+    let [_, seven_b, seven_c, _] = processor::cpuid(7, 0);
+    let features = Features {
+        one_c,
+        seven_b,
+        seven_c,
+    };
+    let value = own_cr4(features, processor::read_cr4());
     // SAFETY: paging mode stays as it is; the hypervisor has no user pages, and its image uses no extended state.
     unsafe {
         processor::write_cr4(value);
@@ -336,6 +332,7 @@ pub fn set_own_registers() {
 
 fn fill_control_block(cpu: &mut PerCpu) -> Result<(), Failure> {
     control::fill_host(cpu);
+    public::set_host_registers(cpu.index, control::host_registers());
     // SAFETY: this CPU's own page, in which nothing changes now but the NMI count, which is not looked at.
     let page = unsafe { &*page(cpu.handover) };
     control::fill_linux(cpu, page, parameters::stub_first_instruction())?;

@@ -102,6 +102,13 @@ pub fn record_fault(cpu: u32, fault: &FaultRecord) {
     }
 }
 
+/// Tells the control registers with which the hypervisor runs on CPU `cpu`.
+pub fn set_host_registers(cpu: u32, registers: [u64; 3]) {
+    let at = cpu_field(cpu, offset_of!(CpuPublic, host_registers)) as *mut [u64; 3];
+    // SAFETY: as in `set_state`; one writer.
+    unsafe { at.write_volatile(registers) };
+}
+
 /// Keeps a fault of the hypervisor on CPU `cpu`; its count goes up.
 pub fn record_hypervisor_fault(cpu: u32, fault: &HypervisorFault) {
     let at = cpu_field(cpu, offset_of!(CpuPublic, hypervisor_fault)) as *mut HypervisorFault;

@@ -138,6 +138,7 @@ fn latency_ticks(context: &mut Context, exits: u64) -> Result<()> {
 
 fn refused(context: &mut Context) -> Result<()> {
     context.enable()?;
+    super::protections::are_on(context)?;
     let result = inject(context, InjectedFault::PageFault)?;
     ensure!(
         result == refusal(Errno::NoSystemCall),

@@ -26,6 +26,7 @@ mod nmi;
 mod pci;
 mod power;
 mod processors;
+mod protections;
 mod refusals;
 mod reservation;
 mod root;
@@ -46,6 +47,7 @@ pub const GROUPS: &[Group] = &[
     violations::GROUP,
     nmi::GROUP,
     hypervisor_fault::GROUP,
+    protections::GROUP,
     memory::GROUP,
     refusals::GROUP,
     processors::GROUP,

@@ -89,6 +89,16 @@ pub fn fill_host(cpu: &mut PerCpu) {
     }
 }
 
+/// CR0, CR4 and EFER that each VM exit loads.
+#[must_use]
+pub fn host_registers() -> [u64; 3] {
+    [
+        read(Field::HostCr0),
+        read(Field::HostCr4),
+        read(Field::HostEfer),
+    ]
+}
+
 /// What a guest may touch: its EPT and bitmaps.
 #[derive(Clone, Copy, Debug)]
 pub struct Confinement {

@@ -137,11 +137,19 @@ fn serve(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
             Verdict::Resume
         }
         ExitReason::Cpuid => cpuid::slow(cpu, frame),
-        ExitReason::Vmcall => hypercall::slow(cpu, frame),
+        ExitReason::Vmcall => {
+            let verdict = hypercall::slow(cpu, frame);
+            cpu.windows.close();
+            verdict
+        }
         ExitReason::Port => port::slow(cpu, frame),
         ExitReason::Rdmsr => msr::read_slow(cpu, frame),
         ExitReason::Wrmsr => msr::write_slow(cpu, frame),
-        ExitReason::EptViolation => memory::slow(cpu, frame),
+        ExitReason::EptViolation => {
+            let verdict = memory::slow(cpu, frame);
+            cpu.windows.close();
+            verdict
+        }
         ExitReason::ControlRegister => control_register::serve(cpu, frame),
         // Linux does WBINVD when it takes a CPU offline; done for real it would empty the caches of a real-time cell.
         ExitReason::Wbinvd | ExitReason::Invd => Verdict::Advance,
