@@ -20,6 +20,8 @@ pub const COUNTER_X2APIC_ICR: usize = 83;
 pub const COUNTER_GUEST_NMIS: usize = 84;
 /// Counter: interprocessor interrupts to CPUs of others, dropped.
 pub const COUNTER_DROPPED_IPIS: usize = 85;
+/// Counter: NMIs that came to a cell's CPU and were not sent by the cell, dropped.
+pub const COUNTER_DROPPED_NMIS: usize = 86;
 /// The first counter that does not count exits of its own: those from here on are parts of the others.
 pub const FIRST_DERIVED_COUNTER: usize = 80;
 
@@ -33,6 +35,7 @@ pub fn counter_name(vendor: Vendor, index: usize) -> Option<&'static str> {
         COUNTER_X2APIC_ICR => Some("x2apic_icr"),
         COUNTER_GUEST_NMIS => Some("guest_nmis"),
         COUNTER_DROPPED_IPIS => Some("dropped_ipis"),
+        COUNTER_DROPPED_NMIS => Some("dropped_nmis"),
         _ => None,
     };
     if derived.is_some() || vendor != Vendor::Vmx {

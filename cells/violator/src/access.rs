@@ -82,7 +82,7 @@ pub fn sweep_msrs() {
     println!("violator: {readable} MSRs readable, {refused} refused, {others} other exceptions");
 }
 
-fn try_read_msr(msr: Msr) -> Result<u64, Exception> {
+pub fn try_read_msr(msr: Msr) -> Result<u64, Exception> {
     let (low, high): (u32, u32);
     // SAFETY: Reading a register changes no memory.
     let result = unsafe { attempt!("rdmsr", in("ecx") msr.0, out("eax") low, out("edx") high) };

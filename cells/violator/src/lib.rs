@@ -41,6 +41,12 @@ pub enum Action {
     Vmx,
     /// Does all it can to its PCI function, whose memory is at `registers=` and whose ports are at `ports=`.
     Pci,
+    /// Control and debug registers, single steps, features: whether each is as on bare hardware.
+    Processor,
+    /// Sends NMIs to itself.
+    Nmi,
+    /// Raises an exception with its stack at `address=`, where there is no memory.
+    BadStack,
     /// Denies to be shut down, `denials=` times (0: always); with `lock=1`, also says that it is locked.
     Deny,
     /// Never answers; with `halt=1` it sleeps with interrupts off.
@@ -57,7 +63,7 @@ pub enum Action {
 
 impl Action {
     /// All of them, with their names.
-    pub const ALL: [(&'static str, Self); 23] = [
+    pub const ALL: [(&'static str, Self); 26] = [
         ("memory-read", Self::MemoryRead),
         ("memory-write", Self::MemoryWrite),
         ("memory-execute", Self::MemoryExecute),
@@ -75,6 +81,9 @@ impl Action {
         ("wbinvd", Self::Wbinvd),
         ("vmx", Self::Vmx),
         ("pci", Self::Pci),
+        ("processor", Self::Processor),
+        ("nmi", Self::Nmi),
+        ("bad-stack", Self::BadStack),
         ("deny", Self::Deny),
         ("silent", Self::Silent),
         ("scribble", Self::Scribble),

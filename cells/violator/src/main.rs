@@ -11,6 +11,7 @@ mod control;
 mod interrupt;
 mod management;
 mod pci;
+mod processor;
 mod requests;
 
 use gaol_cell::{Cell, println};
@@ -44,6 +45,9 @@ fn main(mut cell: Cell) -> ! {
         Action::Wbinvd => control::empty_caches(),
         Action::Vmx => control::execute_vmx(),
         Action::Pci => pci::try_all(arguments),
+        Action::Processor => processor::check_all(),
+        Action::Nmi => processor::send_nmis(),
+        Action::BadStack => processor::lose_the_stack(arguments),
         Action::Deny => requests::deny(&mut cell),
         Action::Silent => requests::ignore(arguments),
         Action::Scribble => requests::scribble(),

@@ -74,8 +74,8 @@ table! {
         "Too low a voltage makes every core compute wrongly.";
     0x174..=0x176, "SYSENTER_CS, ESP, EIP", Rule::SWITCHED, Rule::PASS, All,
         "In the VMCS: each guest has its own.";
-    0x179, "MCG_CAP", Rule::READ, Rule::PASS, Reads,
-        "Says how many machine check banks there are.";
+    0x179, "MCG_CAP", Rule::LOCKED, Rule::PASS, Nothing,
+        "Reads as 0 in a cell: it has no machine check banks.";
     0x17a..=0x17b, "MCG_STATUS, MCG_CTL", Rule::REFUSED, Rule::PASS, Reads,
         "Machine checks are reported to the root.";
     0x186..=0x18d, "PERFEVTSEL0..7", Rule::REFUSED, Rule::PASS, All,

@@ -7,6 +7,7 @@ use gaol_abi::public::CpuState;
 use super::{Activity, Events, PerCpu};
 use crate::cell::{Published, published};
 use crate::device::apic::{self, register};
+use crate::guest::cpuid;
 use crate::guest::mtrr::Mtrrs;
 use crate::launch::{leave, parameters};
 use crate::processor::{
@@ -27,6 +28,7 @@ pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, mut events: Events) {
         events.remove(
             Events::INIT
                 .union(Events::STARTUP)
+                .union(Events::NMI)
                 .union(Events::RESET)
                 .union(Events::FAIL),
         );
@@ -64,6 +66,9 @@ pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, mut events: Events) {
     {
         let vector = cpu.shared.startup_vector.load(Ordering::Acquire) as u8;
         run(cpu, frame, Start::Vector(vector));
+    }
+    if events.contains(Events::NMI) && cpu.activity == Activity::Running {
+        cpu.pending_nmi = true;
     }
     if events.contains(Events::LEAVE) {
         cpu.shared.acknowledge(Events::LEAVE);
@@ -159,10 +164,12 @@ fn finish_join(cpu: &mut PerCpu, next: u32) {
     // Logical ids of xAPIC mode are as after a reset, until Linux writes them.
     cpu.shared.logical_id.store(0, Ordering::Relaxed);
     cpu.shared.cluster_model.store(false, Ordering::Relaxed);
-    cpu.mtrrs = if next == ROOT {
-        Mtrrs::of_the_processor(read_msr, processor::physical_bits())
+    let physical_bits = processor::physical_bits();
+    (cpu.mtrrs, cpu.moderated_leaves) = if next == ROOT {
+        let registers = Mtrrs::of_the_processor(read_msr, physical_bits);
+        (registers, cpuid::ROOT_LEAVES)
     } else {
-        Mtrrs::cleared(read_msr, processor::physical_bits())
+        (Mtrrs::cleared(read_msr, physical_bits), cpuid::CELL_LEAVES)
     };
     if let Some(cell) = published(next) {
         control::confine(&cell.confinement());

@@ -8,7 +8,7 @@ use super::CpuShared;
 
 bitflags! {
     /// What a CPU is asked to do. It serves those that are there together in this order: FLUSH, STOP, JOIN, RESET, FAIL,
-    /// INIT, STARTUP, LEAVE. That is also the order in which they were posted, since a later RESET or INIT removes what it
+    /// INIT, STARTUP, NMI, LEAVE. That is also the order in which they were posted, since a later RESET or INIT removes what it
     /// would undo.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Events: u32 {
@@ -28,6 +28,8 @@ bitflags! {
         const LEAVE = 1 << 6;
         /// Another CPU of the cell has stepped out of line, and all of them are parked for it.
         const FAIL = 1 << 7;
+        /// An NMI that a CPU of the same cell has sent.
+        const NMI = 1 << 8;
         /// An NMI is on its way because of the others.
         const KICK = 1 << 31;
     }
@@ -38,9 +40,12 @@ impl Events {
     /// startup IPIs before, and one that its cell is started with everything that its cell had sent it.
     fn overtaken(self) -> Self {
         if self.contains(Self::RESET) {
-            Self::INIT.union(Self::STARTUP).union(Self::FAIL)
+            Self::INIT
+                .union(Self::STARTUP)
+                .union(Self::FAIL)
+                .union(Self::NMI)
         } else if self.contains(Self::INIT) {
-            Self::STARTUP
+            Self::STARTUP.union(Self::NMI)
         } else {
             Self::empty()
         }

@@ -113,6 +113,8 @@ pub struct PerCpu {
     pub pending_nmi: bool,
     /// The hypervisor has failed on this CPU, and it has not entered its guest since.
     pub recovering: bool,
+    /// Leaves of CPUID below 32 that are not answered as the processor does: bit n for leaf n.
+    pub moderated_leaves: u32,
     /// What the CPU does.
     pub activity: Activity,
     /// What the exit path is about.

@@ -284,7 +284,7 @@ fn refuse(frame: &mut Frame) {
         | ExitReason::NmiWindow
         | ExitReason::Init
         | ExitReason::StartupIpi => {}
-        _ => inject(Exception::GENERAL_PROTECTION),
+        _ => inject(&Exception::GENERAL_PROTECTION.into()),
     }
 }
 

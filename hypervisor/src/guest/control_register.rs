@@ -1,63 +1,191 @@
-//! MOV to CR0 and CR4, where the guest changes a bit that the hypervisor owns.
+//! MOV to CR0 and CR4, LMSW and CLTS, where the guest changes a bit that the hypervisor owns.
+//!
+//! The processor does all others, with its own checks. Invariant: what is written here is a value that the instruction takes
+//! on bare hardware and that VM entry accepts (SDM, "MOV—Move to/from Control Registers", "Checks on Guest Control
+//! Registers, Debug Registers, and MSRs"); anything else raises #GP.
 
 use super::Verdict;
 use crate::cpu::PerCpu;
-use crate::processor::{cr0, cr4, efer};
-use crate::virt::vmx::control::{Exception, set_ia32e};
+use crate::processor::{cr0, cr4, efer, physical_bits};
+use crate::virt::vmx::control::{Exception, forced_cr4, set_ia32e};
 use crate::virt::vmx::entry::Frame;
 use crate::virt::vmx::fields::Field;
 use crate::virt::vmx::instructions::{invalidate_all, read, write};
 
-/// Exit qualification for control-register accesses: access type.
-const MOV_TO: u64 = 0;
-
 const GENERAL_PROTECTION: Verdict = Verdict::Inject(Exception::GENERAL_PROTECTION);
+
+/// What the guest wants to do, from the exit qualification (SDM, "Exit Qualification for Control-Register Accesses").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// MOV to this control register from this general register.
+    Write { control: u8, register: u8 },
+    /// CLTS.
+    ClearTaskSwitched,
+    /// LMSW with this operand, from a register or from memory.
+    LoadStatus(u16),
+    /// MOV from a control register: nothing makes these exit.
+    Read,
+}
+
+const fn access(qualification: u64) -> Access {
+    match (qualification >> 4) & 3 {
+        0 => Access::Write {
+            control: (qualification & 0xf) as u8,
+            register: (qualification >> 8 & 0xf) as u8,
+        },
+        1 => Access::Read,
+        2 => Access::ClearTaskSwitched,
+        _ => Access::LoadStatus((qualification >> 16) as u16),
+    }
+}
 
 /// Serves a control-register access.
 pub fn serve(cpu: &PerCpu, frame: &Frame) -> Verdict {
-    let qualification = read(Field::ExitQualification);
-    if (qualification >> 4) & 3 != MOV_TO {
-        return Verdict::Violation { address: 0 };
-    }
-    let value = frame.register(((qualification >> 8) & 0xf) as u8);
-    match qualification & 0xf {
-        0 => write_cr0(cpu, value),
-        4 => write_cr4(cpu, value),
+    match access(read(Field::ExitQualification)) {
+        Access::Write {
+            control: 0,
+            register,
+        } => write_cr0(cpu, narrowed(frame.register(register))),
+        Access::Write {
+            control: 4,
+            register,
+        } => write_cr4(cpu, narrowed(frame.register(register))),
+        Access::ClearTaskSwitched => write_cr0(cpu, visible_cr0() & !cr0::TS),
+        Access::LoadStatus(operand) => write_cr0(cpu, with_status(visible_cr0(), operand)),
+        // CR3 and CR8 do not exit.
         _ => Verdict::Violation { address: 0 },
     }
 }
 
-/// SDM, "MOV—Move to/from Control Registers": what of a value for CR0 raises #GP.
-fn cr0_is_legal(value: u64, efer_now: u64, cr4_now: u64, old: u64) -> bool {
-    let pg = value & cr0::PG != 0;
-    value >> 32 == 0
-        && !(pg && value & cr0::PE == 0)
-        && !(value & cr0::NW != 0 && value & cr0::CD == 0)
-        && !(pg && old & cr0::PG == 0 && efer_now & efer::LME != 0 && cr4_now & cr4::PAE == 0)
-        && (pg || cr4_now & (1 << 17) == 0)
+/// Outside 64-bit mode general registers have 32 bits.
+fn narrowed(value: u64) -> u64 {
+    if is_64_bit() {
+        value
+    } else {
+        value & 0xffff_ffff
+    }
+}
+
+fn is_64_bit() -> bool {
+    let long_code = 1 << 13;
+    read(Field::GuestCsAccessRights) & long_code != 0 && read(Field::GuestEfer) & efer::LMA != 0
+}
+
+/// CR0 as the guest reads it.
+fn visible_cr0() -> u64 {
+    let mask = read(Field::Cr0Mask);
+    (read(Field::GuestCr0) & !mask) | (read(Field::Cr0ReadShadow) & mask)
+}
+
+/// LMSW changes PE, MP, EM and TS, but cannot clear PE.
+const fn with_status(before: u64, operand: u16) -> u64 {
+    let status = cr0::PE | cr0::MP | cr0::EM | cr0::TS;
+    (before & !(status & !cr0::PE)) | (operand as u64 & status)
+}
+
+/// Bits of CR0 that there are; the others below bit 32 are ignored.
+const CR0_DEFINED: u64 = cr0::PE
+    | cr0::MP
+    | cr0::EM
+    | cr0::TS
+    | cr0::ET
+    | cr0::NE
+    | cr0::WP
+    | cr0::AM
+    | cr0::NW
+    | cr0::CD
+    | cr0::PG;
+
+/// What of the guest's state decides whether a value is legal.
+#[derive(Clone, Copy, Debug, Default)]
+struct Context {
+    cr0: u64,
+    cr3: u64,
+    cr4: u64,
+    efer: u64,
+    /// CS.L.
+    long_code: bool,
+    /// TR holds a busy 32-bit or 64-bit TSS.
+    wide_task: bool,
+}
+
+impl Context {
+    fn of_the_guest() -> Self {
+        let (long_code, busy_task) = (1 << 13, 0xb);
+        Self {
+            cr0: read(Field::GuestCr0),
+            cr3: read(Field::GuestCr3),
+            cr4: read(Field::GuestCr4),
+            efer: read(Field::GuestEfer),
+            long_code: read(Field::GuestCsAccessRights) & long_code != 0,
+            wide_task: read(Field::GuestTrAccessRights) & 0xf == busy_task,
+        }
+    }
+
+    const fn is_long(&self) -> bool {
+        self.efer & efer::LMA != 0
+    }
+
+    /// What of a value for CR0 raises #GP.
+    const fn takes_cr0(&self, value: u64) -> bool {
+        let (pg, was_pg) = (value & cr0::PG != 0, self.cr0 & cr0::PG != 0);
+        let enters_long_mode = pg && !was_pg && self.efer & efer::LME != 0;
+        value >> 32 == 0
+            && !(pg && value & cr0::PE == 0)
+            && !(value & cr0::NW != 0 && value & cr0::CD == 0)
+            && !(enters_long_mode
+                && (self.cr4 & cr4::PAE == 0 || self.long_code || !self.wide_task))
+            && (pg || self.cr4 & cr4::PCIDE == 0)
+            && (pg || !(self.is_long() && self.long_code))
+    }
+
+    /// What of a value for CR4 raises #GP, given the bits that the processor has and that can be carried.
+    const fn takes_cr4(&self, value: u64, allowed: u64) -> bool {
+        let long_mode = self.is_long();
+        let sets_pcide = value & cr4::PCIDE != 0 && self.cr4 & cr4::PCIDE == 0;
+        value & !allowed == 0
+            && !(long_mode && (value & cr4::PAE == 0 || (value ^ self.cr4) & cr4::LA57 != 0))
+            && (value & cr4::PCIDE == 0 || long_mode)
+            && !(sets_pcide && self.cr3 & 0xfff != 0)
+    }
 }
 
 fn write_cr0(cpu: &PerCpu, value: u64) -> Verdict {
-    let old = read(Field::GuestCr0);
-    let efer_now = read(Field::GuestEfer);
-    let cr4_now = read(Field::GuestCr4);
-    if !cr0_is_legal(value, efer_now, cr4_now, old) {
+    let now = Context::of_the_guest();
+    if !now.takes_cr0(value) {
         return GENERAL_PROTECTION;
     }
+    let value = value & CR0_DEFINED;
     let real = (value & !(cr0::CD | cr0::NW)) | cr0::NE | cr0::ET | cpu.controls.cr0_fixed_ones;
-    if (real ^ old) & cr0::PG != 0 {
-        let long_mode = real & cr0::PG != 0 && efer_now & efer::LME != 0;
-        if real & cr0::PG != 0 && !long_mode && cr4_now & cr4::PAE != 0 && !load_pdptes(cpu) {
-            return GENERAL_PROTECTION;
-        }
+    let pg = real & cr0::PG != 0;
+    let long_mode = pg && now.efer & efer::LME != 0;
+    let visible_change = value ^ visible_cr0();
+    // SDM, "PDPTE Registers": what makes the processor load them.
+    if pg
+        && !long_mode
+        && now.cr4 & cr4::PAE != 0
+        && visible_change & (cr0::PG | cr0::CD | cr0::NW) != 0
+        && !load_pdptes(cpu)
+    {
+        return GENERAL_PROTECTION;
+    }
+    if (real ^ now.cr0) & cr0::PG != 0 {
         let lma = if long_mode { efer::LMA } else { 0 };
-        write(Field::GuestEfer, (efer_now & !efer::LMA) | lma);
+        write(Field::GuestEfer, (now.efer & !efer::LMA) | lma);
         set_ia32e(long_mode);
     }
     write(Field::GuestCr0, real);
     write(Field::Cr0ReadShadow, value | cr0::ET);
     invalidate_all();
     Verdict::Advance
+}
+
+/// Whether PAE paging takes a page-directory-pointer-table entry: bits 2:1, 8:5 and those beyond addresses are reserved in
+/// one that is present.
+const fn is_legal_pdpte(entry: u64, physical_bits: u32) -> bool {
+    let present = 1;
+    let beyond = !1u64.wrapping_shl(physical_bits).wrapping_sub(1);
+    entry & present == 0 || entry & (beyond | 0x1e6) == 0
 }
 
 /// PAE paging outside IA-32e mode: the processor takes the four top entries from the VMCS at VM entry.
@@ -69,29 +197,36 @@ fn load_pdptes(cpu: &PerCpu) -> bool {
         Field::GuestPdpte2,
         Field::GuestPdpte3,
     ];
-    for (index, field) in fields.into_iter().enumerate() {
-        let at = table.wrapping_add((index as u64) << 3);
+    let mut entries = [0; 4];
+    let bits = physical_bits();
+    for (entry, at) in entries.iter_mut().zip((table..).step_by(8)) {
         let Some(physical) = super::memory::to_physical(cpu, at) else {
             return false;
         };
-        write(field, cpu.windows.read_u64(physical));
+        *entry = cpu.windows.read_u64(physical);
+        if !is_legal_pdpte(*entry, bits) {
+            return false;
+        }
+    }
+    for (field, entry) in fields.into_iter().zip(entries) {
+        write(field, entry);
     }
     true
 }
 
 fn write_cr4(cpu: &PerCpu, value: u64) -> Verdict {
-    let old = read(Field::GuestCr4);
-    let long_mode = read(Field::GuestEfer) & efer::LMA != 0;
-    let forbidden = value & !(cpu.controls.cr4_allowed & cr4::KNOWN) != 0
-        || (long_mode && (value & cr4::PAE == 0 || (value ^ old) & cr4::LA57 != 0))
-        || (value & (1 << 17) != 0 && !long_mode);
-    if forbidden {
+    let now = Context::of_the_guest();
+    // The processor that a cell sees has no VMX; the root's shadow keeps what Linux writes.
+    let hidden = if cpu.is_root { 0 } else { cr4::VMXE };
+    if !now.takes_cr4(value, cpu.controls.cr4_allowed & cr4::KNOWN & !hidden) {
         return GENERAL_PROTECTION;
     }
-    write(
-        Field::GuestCr4,
-        value | cpu.controls.cr4_fixed_ones | cr4::VMXE,
-    );
+    let is_pae = now.cr0 & cr0::PG != 0 && !now.is_long() && value & cr4::PAE != 0;
+    let loads = cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP;
+    if is_pae && (value ^ now.cr4) & loads != 0 && !load_pdptes(cpu) {
+        return GENERAL_PROTECTION;
+    }
+    write(Field::GuestCr4, value | forced_cr4(&cpu.controls));
     write(Field::Cr4ReadShadow, value);
     invalidate_all();
     Verdict::Advance
@@ -99,18 +234,120 @@ fn write_cr4(cpu: &PerCpu, value: u64) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    const PROTECTED: Context = Context {
+        cr0: 0x11,
+        cr3: 0,
+        cr4: 0,
+        efer: 0,
+        long_code: false,
+        wide_task: true,
+    };
 
     #[test]
     fn illegal_values_of_cr0_are_refused() {
-        let legal = |value| cr0_is_legal(value, 0, 0, 0);
+        let legal = |value| PROTECTED.takes_cr0(value);
         assert!(legal(0x6000_0010));
         assert!(legal(0x8000_0011));
         assert!(!legal(0x8000_0010)); // paging without protection
         assert!(!legal(0x2000_0011)); // NW without CD
-        assert!(!legal(1 << 32));
-        assert!(!cr0_is_legal(0x8000_0011, efer::LME, 0, 0)); // long mode without PAE
-        assert!(cr0_is_legal(0x8000_0011, efer::LME, cr4::PAE, 0));
-        assert!(!cr0_is_legal(0x11, 0, 1 << 17, 0x8000_0011)); // PCIDE keeps paging on
+        for bit in 32..64 {
+            assert!(!legal(1 << bit | 0x11));
+        }
+        let entering = |cr4, long_code, wide_task| Context {
+            efer: efer::LME,
+            cr4,
+            long_code,
+            wide_task,
+            ..PROTECTED
+        };
+        assert!(entering(cr4::PAE, false, true).takes_cr0(0x8000_0011));
+        assert!(!entering(0, false, true).takes_cr0(0x8000_0011)); // long mode without PAE
+        assert!(!entering(cr4::PAE, true, true).takes_cr0(0x8000_0011)); // in 64-bit code
+        assert!(!entering(cr4::PAE, false, false).takes_cr0(0x8000_0011)); // with a 16-bit TSS
+        let leaving = |cr4, long_code| Context {
+            cr0: 0x8000_0011,
+            cr4,
+            efer: efer::LME | efer::LMA,
+            long_code,
+            ..PROTECTED
+        };
+        assert!(leaving(cr4::PAE, false).takes_cr0(0x11));
+        assert!(!leaving(cr4::PAE, true).takes_cr0(0x11)); // from 64-bit code
+        assert!(!leaving(cr4::PAE | cr4::PCIDE, false).takes_cr0(0x11)); // PCIDE keeps paging on
+        assert!(leaving(cr4::PAE | cr4::PCIDE, true).takes_cr0(0x8000_0011));
+    }
+
+    #[test]
+    fn illegal_values_of_cr4_are_refused() {
+        let long = Context {
+            cr0: 0x8000_0011,
+            cr4: cr4::PAE,
+            efer: efer::LME | efer::LMA,
+            ..PROTECTED
+        };
+        let allowed = 0x37_27ff & !cr4::VMXE;
+        assert!(long.takes_cr4(cr4::PAE | cr4::PCIDE, allowed));
+        for bit in (0..64).map(|bit| 1 << bit) {
+            assert_eq!(
+                PROTECTED.takes_cr4(bit, allowed),
+                allowed & !cr4::PCIDE & bit != 0
+            );
+        }
+        assert!(!long.takes_cr4(0, allowed)); // without PAE
+        assert!(!long.takes_cr4(cr4::PAE | cr4::LA57, u64::MAX));
+        assert!(PROTECTED.takes_cr4(cr4::LA57, u64::MAX));
+        assert!(!PROTECTED.takes_cr4(cr4::PCIDE, u64::MAX)); // outside long mode
+        let with_identifier = Context { cr3: 1, ..long };
+        assert!(!with_identifier.takes_cr4(cr4::PAE | cr4::PCIDE, allowed));
+        let already = Context {
+            cr4: cr4::PAE | cr4::PCIDE,
+            ..with_identifier
+        };
+        assert!(already.takes_cr4(cr4::PAE | cr4::PCIDE, allowed));
+    }
+
+    /// SDM, "LMSW—Load Machine Status Word" and "CLTS—Clear Task-Switched Flag in CR0".
+    #[test]
+    fn the_status_word_changes_four_bits_and_never_clears_protection() {
+        for before in [0x10u64, 0x11, 0x8005_003b, 0xe005_003f] {
+            for operand in 0..=u16::MAX {
+                let after = with_status(before, operand);
+                assert_eq!(after & !0xf, before & !0xf);
+                assert_eq!(after & 0xe, u64::from(operand) & 0xe);
+                assert_eq!(after & 1, before & 1 | u64::from(operand) & 1);
+            }
+        }
+    }
+
+    #[test]
+    fn every_form_of_access_is_told_apart() {
+        for control in [0u8, 3, 4, 8] {
+            for register in 0..16u8 {
+                let qualification = u64::from(control) | u64::from(register) << 8;
+                let expected = Access::Write { control, register };
+                assert_eq!(access(qualification), expected);
+                assert_eq!(access(qualification | 1 << 4), Access::Read);
+            }
+        }
+        assert_eq!(access(2 << 4), Access::ClearTaskSwitched);
+        // From a register, and from memory.
+        assert_eq!(access(3 << 4 | 0xabcd << 16), Access::LoadStatus(0xabcd));
+        assert_eq!(
+            access(3 << 4 | 1 << 6 | 0x1234 << 16),
+            Access::LoadStatus(0x1234)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn reserved_bits_of_the_four_top_entries_are_refused(entry: u64, bits in 36u32..52) {
+            let reserved = entry & 0x1e6 != 0 || entry >> bits != 0;
+            prop_assert_eq!(is_legal_pdpte(entry | 1, bits), !reserved);
+            prop_assert!(is_legal_pdpte(entry & !1, bits));
+        }
     }
 }

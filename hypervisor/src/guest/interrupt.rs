@@ -174,9 +174,11 @@ fn deliver(cpu: &PerCpu, target: &Processor, action: Action) {
         Action::Interrupt(vector) => {
             apic::send(cpu.x2apic, target.apic_id, ASSERT | u32::from(vector));
         }
-        // An NMI of the guest's own, not a kick: the receiver finds no mark in its mailbox. It needs one to be virtualized
+        // An NMI of the root's own, not a kick: the receiver finds no mark in its mailbox. It needs one to be virtualized
         // if it hits the hypervisor, which the receiver's NMI handler sees to.
-        Action::Nmi => apic::kick(cpu, target.apic_id),
+        Action::Nmi if cpu.is_root => apic::kick(cpu, target.apic_id),
+        // To a cell's CPU anybody's NMI may come; that this one is its own is said in the mailbox.
+        Action::Nmi => post(cpu, target, Events::NMI),
         Action::Init => post(cpu, target, Events::INIT),
         Action::StartUp(vector) => {
             if let Some(shared) = cpu::shared(target.number) {

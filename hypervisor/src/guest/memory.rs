@@ -18,11 +18,8 @@ use crate::region::LinearTables;
 use crate::system;
 use crate::virt::vmx::control::Exception;
 use crate::virt::vmx::entry::Frame;
-use crate::virt::vmx::exit::{SLOW, finish};
-use crate::virt::vmx::fields::{
-    BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI, EptViolation, Field,
-    INTERRUPTION_ERROR_CODE, INTERRUPTION_NMI, INTERRUPTION_TYPE, INTERRUPTION_VALID,
-};
+use crate::virt::vmx::exit::{SLOW, finish, step_over};
+use crate::virt::vmx::fields::{EptViolation, Field, INTERRUPTION_VALID};
 use crate::virt::vmx::instructions::{invalidate_ept, read, write};
 
 /// Access rights of CS: 64-bit code.
@@ -30,8 +27,6 @@ const CS_LONG: u64 = 1 << 13;
 /// Access rights of CS: 32-bit default size.
 const CS_DEFAULT_32: u64 = 1 << 14;
 
-/// RFLAGS.RF.
-const RESUME_FLAG: u64 = 1 << 16;
 /// RFLAGS.AC.
 const ALIGNMENT_CHECK: u64 = 1 << 18;
 
@@ -293,8 +288,12 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
             mmio::serve(cpu, frame, &range, qualification)
         });
     }
-    let delivering = reinject();
+    // Then there is no instruction to be emulated; the event itself is seen to behind the verdict.
+    let delivering = read(Field::IdtVectoringInformation) as u32 & INTERRUPTION_VALID != 0;
     if is_apic_page(address) {
+        if delivering {
+            return Verdict::Violation { address };
+        }
         return apic_access(cpu, frame, qualification);
     }
     if !delivering && let Some(range) = moderated {
@@ -325,34 +324,6 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
         return Verdict::Resume;
     }
     Verdict::Inject(Exception::GENERAL_PROTECTION)
-}
-
-/// An event whose delivery the exit interrupted is delivered anew. `true`: there was one.
-fn reinject() -> bool {
-    let information = read(Field::IdtVectoringInformation) as u32;
-    if information & INTERRUPTION_VALID == 0 {
-        return false;
-    }
-    if information & INTERRUPTION_ERROR_CODE != 0 {
-        write(
-            Field::EntryExceptionErrorCode,
-            read(Field::IdtVectoringErrorCode),
-        );
-    }
-    if information & INTERRUPTION_TYPE == INTERRUPTION_NMI {
-        // Its delivery had begun, so NMIs count as blocked; VM entry would refuse to deliver one then.
-        let now = read(Field::GuestInterruptibility);
-        write(Field::GuestInterruptibility, now & !BLOCKING_BY_NMI);
-    }
-    write(
-        Field::EntryInstructionLength,
-        read(Field::ExitInstructionLength),
-    );
-    write(
-        Field::EntryInterruptionInformation,
-        u64::from(information & !(1 << 12)),
-    );
-    true
 }
 
 /// A page of Linux' own, beyond what it had told of.
@@ -441,17 +412,7 @@ impl Registers for ApicPage<'_> {
     }
 }
 
-/// Moves the guest behind its instruction, which ends what held up interrupts or a breakpoint for its length.
+/// Moves the guest behind its instruction.
 pub(super) fn advance_by(length: u8) {
-    let next = read(Field::GuestRip).wrapping_add(u64::from(length));
-    let end = if mode() == Mode::Bits64 {
-        u64::MAX
-    } else {
-        u32::MAX.into()
-    };
-    write(Field::GuestRip, next & end);
-    let held_up = BLOCKING_BY_STI | BLOCKING_BY_MOV_SS;
-    let interruptibility = read(Field::GuestInterruptibility);
-    write(Field::GuestInterruptibility, interruptibility & !held_up);
-    write(Field::GuestRflags, read(Field::GuestRflags) & !RESUME_FLAG);
+    step_over(u64::from(length));
 }

@@ -24,8 +24,10 @@ pub mod reset;
 pub mod root_failure;
 pub mod store;
 mod strings;
+pub mod vectoring;
 pub mod walk;
 
+use self::vectoring::Event;
 use crate::virt::vmx::control::Exception;
 
 /// The answer to an exit.
@@ -37,6 +39,8 @@ pub enum Verdict {
     Resume,
     /// The guest gets an exception.
     Inject(Exception),
+    /// The guest gets an event as if there had been no exit.
+    Deliver(Event),
     /// The guest gets an exception, and its deed is kept on record.
     InjectRecorded {
         /// The exception.

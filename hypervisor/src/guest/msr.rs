@@ -65,6 +65,7 @@ pub fn read_slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
     let register = frame.rcx as u32;
     let answer = match rule(cpu, register).read {
         Read::Virtual if register == vmx_msr::FEATURE_CONTROL => Some(FEATURE_CONTROL_LOCKED),
+        Read::Virtual if register == msr::MCG_CAP => Some(0),
         Read::Virtual => cpu.mtrrs.get(register),
         // Beyond the bitmap's ranges: what the processor itself answers to Linux.
         Read::Pass if cpu.is_root => fixup::read_msr(register),

@@ -58,7 +58,10 @@ fn guest_state(frame: &Frame) -> (LinuxState, Saved) {
     state.rip = read(Field::GuestRip);
     state.rflags = read(Field::GuestRflags);
     state.cr3 = read(Field::GuestCr3);
-    state.cr4 = read(Field::GuestCr4) & !cr4::VMXE;
+    // As Linux wrote it; VMXE, if it did, was for the shadow only.
+    let mask = read(Field::Cr4Mask);
+    let visible = (read(Field::GuestCr4) & !mask) | (read(Field::Cr4ReadShadow) & mask);
+    state.cr4 = visible & !cr4::VMXE;
     state.gdtr = TableRegister {
         reserved: [0; 3],
         limit: read(Field::GuestGdtrLimit) as u16,

@@ -25,6 +25,7 @@ use self::saved::Saved;
 use crate::cpu::{self, Activity, PRIVATE_BASE, PerCpu, TABLES_AT, area, private};
 use crate::device::apic;
 use crate::error::{Blame, Failure};
+use crate::guest::cpuid;
 use crate::guest::mtrr::Mtrrs;
 use crate::processor::{self, cr4, time_stamp};
 use crate::system::{self, PoolTables};
@@ -225,6 +226,7 @@ fn fill_per_cpu(
         ignore_ports: true,
         pending_nmi: false,
         recovering: false,
+        moderated_leaves: cpuid::ROOT_LEAVES,
         activity: Activity::Waiting,
         stage: cpu::recovery::Stage::new(),
         msrs_before: [0; gaol_abi::config::MAX_MSRS],

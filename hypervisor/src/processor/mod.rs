@@ -26,6 +26,8 @@ pub mod msr {
     pub const SYSENTER_ESP: u32 = 0x175;
     /// IA32_SYSENTER_EIP.
     pub const SYSENTER_EIP: u32 = 0x176;
+    /// IA32_MCG_CAP.
+    pub const MCG_CAP: u32 = 0x179;
     /// IA32_DEBUGCTL.
     pub const DEBUGCTL: u32 = 0x1d9;
     /// The first variable-range MTRR.
@@ -74,6 +76,10 @@ pub mod msr {
 pub mod cr0 {
     /// Protection enable.
     pub const PE: u64 = 1;
+    /// Monitor coprocessor.
+    pub const MP: u64 = 1 << 1;
+    /// Emulation.
+    pub const EM: u64 = 1 << 2;
     /// Extension type.
     pub const ET: u64 = 1 << 4;
     /// Numeric error.
@@ -82,6 +88,8 @@ pub mod cr0 {
     pub const TS: u64 = 1 << 3;
     /// Write protect.
     pub const WP: u64 = 1 << 16;
+    /// Alignment mask.
+    pub const AM: u64 = 1 << 18;
     /// Not write-through.
     pub const NW: u64 = 1 << 29;
     /// Cache disable.
@@ -92,16 +100,22 @@ pub mod cr0 {
 
 /// Bits of CR4.
 pub mod cr4 {
+    /// Page size extension.
+    pub const PSE: u64 = 1 << 4;
     /// Physical address extension.
     pub const PAE: u64 = 1 << 5;
     /// Machine checks are exceptions; without it they shut the machine down.
     pub const MCE: u64 = 1 << 6;
+    /// Global pages.
+    pub const PGE: u64 = 1 << 7;
     /// User-mode instruction prevention.
     pub const UMIP: u64 = 1 << 11;
     /// 57-bit linear addresses.
     pub const LA57: u64 = 1 << 12;
     /// VMX enable.
     pub const VMXE: u64 = 1 << 13;
+    /// Process-context identifiers.
+    pub const PCIDE: u64 = 1 << 17;
     /// XSAVE enabled.
     pub const OSXSAVE: u64 = 1 << 18;
     /// FXSAVE and SSE enabled.

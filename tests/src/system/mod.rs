@@ -17,6 +17,7 @@ mod hardware;
 mod hostile;
 mod hypervisor_fault;
 mod images;
+mod instructions;
 mod keys;
 mod latency;
 mod life_cycle;
@@ -58,6 +59,7 @@ pub const GROUPS: &[Group] = &[
     pci::GROUP,
     root::GROUP,
     images::GROUP,
+    instructions::GROUP,
     state::GROUP,
     power::REBOOT,
     power::POWER_OFF,

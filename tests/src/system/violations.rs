@@ -87,12 +87,12 @@ pub(super) const GROUP: Group = Group {
 };
 
 /// Starts the violator and lets it do this.
-fn start(context: &mut Context, what: &str) -> Result<()> {
+pub(super) fn start(context: &mut Context, what: &str) -> Result<()> {
     context.start_cell("violator", &format!("do={what}"))
 }
 
 /// Destroys it and asserts that Linux has all back.
-fn end(context: &mut Context) -> Result<()> {
+pub(super) fn end(context: &mut Context) -> Result<()> {
     context.machine.gaol("cell destroy violator --force")?;
     context.machine.linux_is_well(CPUS)
 }
@@ -108,7 +108,7 @@ fn console_of_the_last(context: &mut Context, what: &str) -> Result<String> {
 }
 
 /// It is stopped, and the record has one of these addresses.
-fn parked(context: &mut Context, what: &str, addresses: &[u64]) -> Result<()> {
+pub(super) fn parked(context: &mut Context, what: &str, addresses: &[u64]) -> Result<()> {
     start(context, what)?;
     context.wait_state("violator", "failed")?;
     let said = console_of_the_last(context, what)?;
@@ -138,7 +138,7 @@ fn fault_of<'a>(list: &'a Value, name: &str) -> Option<&'a Value> {
 }
 
 /// It goes on to its end; returns what it has printed.
-fn survives(context: &mut Context, what: &str) -> Result<String> {
+pub(super) fn survives(context: &mut Context, what: &str) -> Result<String> {
     start(context, what)?;
     console_of_the_last(context, what)?;
     let mut said = String::new();

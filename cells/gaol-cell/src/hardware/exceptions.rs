@@ -56,6 +56,17 @@ pub fn set_nmi_handler(handler: fn()) {
     NMI_HANDLER.store(handler as *mut (), Ordering::Release);
 }
 
+/// Where the exception that was caught last, on any CPU, had come from.
+static ADDRESS: AtomicU64 = AtomicU64::new(0);
+
+/// RFLAGS: single-step.
+const TRAP_FLAG: u64 = 1 << 8;
+
+/// The instruction pointer that the exception which was caught last had left on the stack.
+pub fn address() -> u64 {
+    ADDRESS.load(Ordering::Relaxed)
+}
+
 /// What an exception leaves on the stack, and the entry code pushed before it.
 #[derive(Debug)]
 #[repr(C)]
@@ -82,6 +93,8 @@ pub(super) extern "C" fn exception_entered(frame: &mut Frame) {
     let resume = attempt.resume.swap(0, Ordering::Relaxed);
     if resume != 0 {
         attempt.caught.store(frame.vector + 1, Ordering::Relaxed);
+        ADDRESS.store(frame.rip, Ordering::Relaxed);
+        frame.rflags &= !TRAP_FLAG;
         frame.rip = resume;
         return;
     }

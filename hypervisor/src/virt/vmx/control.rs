@@ -3,14 +3,16 @@
 use gaol_abi::handover::{HandoverPage, SELECTOR_CS, SELECTOR_LDTR, SELECTOR_TR};
 use gaol_abi::outcome::Reason;
 
+use super::capabilities::Controls;
 use super::entry::{Frame, HOST_STACK, vm_exit};
 use super::fields::{
-    ACTIVITY_ACTIVE, ACTIVITY_HLT, Entry, Field, INTERRUPTION_ERROR_CODE,
-    INTERRUPTION_HARDWARE_EXCEPTION, INTERRUPTION_VALID, PinBased, Primary, SEGMENTS,
+    ACTIVITY_ACTIVE, ACTIVITY_HLT, BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI, Entry,
+    Field, INTERRUPTION_ERROR_CODE, PinBased, Primary, SEGMENTS,
 };
 use super::instructions::{read, write};
 use crate::cpu::{PerCpu, TABLES_AT};
 use crate::error::Failure;
+use crate::guest::vectoring::{Event, Kind};
 use crate::memory::address::HostPhysical;
 use crate::processor::descriptor::{Segment, segment};
 use crate::processor::tables::{CODE_SELECTOR, DescriptorTables, TASK_SELECTOR};
@@ -25,6 +27,12 @@ const CR0_HOST_OWNED: u64 = cr0::NE | cr0::NW | cr0::CD;
 /// #DB and #AC exit: a guest whose handler of one raises the same again would never reach an instruction boundary, so
 /// that no NMI could stop it (CVE-2015-5307, CVE-2015-8104).
 const EXCEPTIONS: u64 = (1 << 1) | (1 << 17);
+
+/// Bits of CR4 that are 1 whatever the guest writes, which it sees in the shadow only: those that VMX demands, and MCE. A
+/// machine check that finds MCE clear shuts the whole machine down.
+pub const fn forced_cr4(controls: &Controls) -> u64 {
+    controls.cr4_fixed_ones | cr4::VMXE | cr4::MCE
+}
 
 /// Writes controls and host state, which stay as they are for as long as the CPU is under the hypervisor.
 pub fn fill_host(cpu: &mut PerCpu) {
@@ -51,10 +59,7 @@ pub fn fill_host(cpu: &mut PerCpu) {
         (Field::VmcsLinkPointer, u64::MAX),
         (Field::Cr0Mask, CR0_HOST_OWNED),
         // Bits that the hypervisor does not know how to carry (CET and newer) stay off: setting one exits, and raises #GP.
-        (
-            Field::Cr4Mask,
-            controls.cr4_fixed_ones | cr4::VMXE | !cr4::KNOWN,
-        ),
+        (Field::Cr4Mask, forced_cr4(controls) | !cr4::KNOWN),
         (Field::HostEsSelector, 0),
         (Field::HostCsSelector, u64::from(CODE_SELECTOR)),
         (Field::HostSsSelector, 0),
@@ -187,10 +192,7 @@ pub fn fill_linux(
         (Field::GuestCr0, saved.cr0),
         (Field::Cr0ReadShadow, saved.cr0),
         (Field::GuestCr3, state.cr3),
-        (
-            Field::GuestCr4,
-            state.cr4 | cpu.controls.cr4_fixed_ones | cr4::VMXE,
-        ),
+        (Field::GuestCr4, state.cr4 | forced_cr4(&cpu.controls)),
         (Field::Cr4ReadShadow, state.cr4),
         (Field::GuestDr7, saved.dr7),
         (Field::GuestDebugctl, saved.debugctl),
@@ -272,7 +274,7 @@ pub fn reset(cpu: &PerCpu, start: Start) -> Frame {
         ),
         (Field::Cr0ReadShadow, cr0_after_init),
         (Field::GuestCr3, 0),
-        (Field::GuestCr4, cpu.controls.cr4_fixed_ones | cr4::VMXE),
+        (Field::GuestCr4, forced_cr4(&cpu.controls)),
         (Field::Cr4ReadShadow, 0),
         (Field::GuestEfer, 0),
         (Field::GuestPat, PAT_RESET),
@@ -334,16 +336,24 @@ impl Exception {
     };
 }
 
-/// Delivers an exception at the next VM entry. In real mode no error code is pushed.
-pub fn inject(exception: Exception) {
-    let mut information =
-        INTERRUPTION_VALID | INTERRUPTION_HARDWARE_EXCEPTION | u32::from(exception.vector);
-    if let Some(code) = exception.error_code
-        && read(Field::GuestCr0) & cr0::PE != 0
-    {
-        information |= INTERRUPTION_ERROR_CODE;
-        write(Field::EntryExceptionErrorCode, u64::from(code));
+/// Delivers an event at the next VM entry. In real mode no error code is pushed.
+pub fn inject(event: &Event) {
+    let mut information = event.information();
+    match event.error_code {
+        Some(code) if read(Field::GuestCr0) & cr0::PE != 0 => {
+            write(Field::EntryExceptionErrorCode, u64::from(code));
+        }
+        _ => information &= !INTERRUPTION_ERROR_CODE,
     }
+    // Its delivery ends what held interrupts and debug exceptions back: VM entry would refuse some events otherwise, and
+    // single steps that are held back without being pending.
+    let mut blocking = read(Field::GuestInterruptibility) & !(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS);
+    if event.kind == Kind::Nmi {
+        blocking &= !BLOCKING_BY_NMI;
+    }
+    write(Field::GuestInterruptibility, blocking);
+    write(Field::GuestPendingDebugExceptions, 0);
+    write(Field::EntryInstructionLength, u64::from(event.length));
     write(Field::EntryInterruptionInformation, u64::from(information));
 }
 

@@ -3,7 +3,7 @@
 //! [`exit_fast`] serves the frequent reasons and goes straight back; [`exit_slow`] everything else, and the events that
 //! other CPUs have posted. Both are bounded, allocate nothing, format no text and take no lock.
 
-use gaol_abi::exit::{COUNTER_GUEST_NMIS, COUNTER_KICKS};
+use gaol_abi::exit::{COUNTER_DROPPED_NMIS, COUNTER_GUEST_NMIS, COUNTER_KICKS};
 use gaol_abi::handover::LaunchStep;
 use gaol_abi::outcome::Reason;
 use gaol_abi::public::{CpuState, Pause};
@@ -12,14 +12,15 @@ use super::control::{self, Exception, inject};
 use super::entry::Frame;
 use super::fields::{
     BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI, EXIT_ENTRY_FAILURE, ExitReason, Field,
-    INTERRUPTION_ERROR_CODE, INTERRUPTION_NMI, INTERRUPTION_VALID,
+    INTERRUPTION_NMI, INTERRUPTION_TYPE, INTERRUPTION_VALID, UNBLOCKED_BY_IRET,
 };
 use super::instructions::{read, write};
 use crate::cpu::recovery::Stage;
 use crate::cpu::{Activity, PerCpu, events};
 use crate::error::Failure;
+use crate::guest::vectoring::{self, Combined, Event};
 use crate::guest::{Verdict, control_register, cpuid, fault, memory, msr, port, root_failure};
-use crate::processor::{self, halt_for_ever};
+use crate::processor::{self, efer, halt_for_ever};
 use crate::trace::{console, public};
 use crate::{hypercall, launch};
 
@@ -31,12 +32,45 @@ pub const SLOW: u32 = 1;
 const EVENTS: u32 = 2;
 
 /// Moves the guest behind the instruction that exited.
+///
+/// Where the pointer would wrap around outside 64-bit mode VM entry refuses it, and [`entry_failure`] mends it: that
+/// costs the frequent exits nothing.
 #[inline(always)]
 pub fn advance() {
     write(
         Field::GuestRip,
         read(Field::GuestRip).wrapping_add(read(Field::ExitInstructionLength)),
     );
+}
+
+/// Moves the guest behind an instruction of so many bytes that was done for it.
+pub fn step_over(length: u64) {
+    let next = vectoring::behind(read(Field::GuestRip), length, is_64_bit());
+    write(Field::GuestRip, next);
+    end_instruction();
+}
+
+/// What ends with an instruction that was done for the guest: the blocking by the one before, the flag that resumes behind
+/// a breakpoint, and a single step.
+#[inline(never)]
+fn end_instruction() {
+    write(
+        Field::GuestInterruptibility,
+        read(Field::GuestInterruptibility) & !(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS),
+    );
+    let flags = read(Field::GuestRflags);
+    write(Field::GuestRflags, flags & !vectoring::RESUME_FLAG);
+    let pending = vectoring::pending_behind_instruction(
+        read(Field::GuestPendingDebugExceptions),
+        flags,
+        read(Field::GuestDebugctl),
+    );
+    write(Field::GuestPendingDebugExceptions, pending);
+}
+
+fn is_64_bit() -> bool {
+    let long_code = 1 << 13;
+    read(Field::GuestCsAccessRights) & long_code != 0 && read(Field::GuestEfer) & efer::LMA != 0
 }
 
 /// Ends a fast exit: behind the instruction, and a look into the mailbox.
@@ -51,6 +85,9 @@ pub fn done(cpu: &PerCpu) -> u32 {
 #[inline(always)]
 #[must_use]
 pub fn finish(cpu: &PerCpu) -> u32 {
+    if read(Field::GuestRflags) & vectoring::TRAP_FLAG != 0 {
+        end_instruction();
+    }
     if cpu.shared.has_events() {
         EVENTS
     } else {
@@ -89,8 +126,9 @@ extern "sysv64" fn xsetbv(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
 pub extern "sysv64" fn exit_slow(cpu: &mut PerCpu, frame: &mut Frame, why: u32) -> u32 {
     if why == SLOW {
         cpu.stage.set(Stage::SERVING);
+        let interrupted = interrupted_event();
         let verdict = serve(cpu, frame);
-        carry_out(cpu, frame, verdict);
+        carry_out(cpu, frame, verdict, interrupted);
     }
     cpu.stage.set(Stage::EVENTS);
     go_on(cpu, frame)
@@ -167,7 +205,9 @@ fn serve(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
         | ExitReason::Vmxon
         | ExitReason::Invept
         | ExitReason::Invvpid
-        | ExitReason::Vmfunc => Verdict::Inject(Exception::INVALID_OPCODE),
+        | ExitReason::Vmfunc
+        | ExitReason::Seamcall
+        | ExitReason::Tdcall => Verdict::Inject(Exception::INVALID_OPCODE),
         // INIT and startup IPIs are virtual; a real one is not for the guest to see.
         ExitReason::Init | ExitReason::StartupIpi => Verdict::Resume,
         ExitReason::TripleFault if cpu.is_root => root_failure::triple_fault(cpu, frame),
@@ -175,67 +215,98 @@ fn serve(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     }
 }
 
-fn carry_out(cpu: &mut PerCpu, frame: &mut Frame, verdict: Verdict) {
-    match verdict {
+/// The event whose delivery the exit interrupted. Also puts back what an IRET has undone that will be done again.
+fn interrupted_event() -> Option<Event> {
+    let reason = read(Field::ExitReason) as u32;
+    if reason & EXIT_ENTRY_FAILURE != 0 {
+        return None;
+    }
+    let event = Event::read(
+        read(Field::IdtVectoringInformation) as u32,
+        read(Field::IdtVectoringErrorCode) as u32,
+        read(Field::ExitInstructionLength) as u32,
+    );
+    // SDM, "NMI Unblocking Due to Event Delivery" and "Exit Qualification for EPT Violations": bit 12 of either.
+    let unblocking = match ExitReason(reason as u16) {
+        ExitReason::ExceptionOrNmi => read(Field::ExitInterruptionInformation),
+        ExitReason::EptViolation => read(Field::ExitQualification),
+        _ => 0,
+    };
+    if event.is_none() && unblocking & UNBLOCKED_BY_IRET != 0 {
+        write(
+            Field::GuestInterruptibility,
+            read(Field::GuestInterruptibility) | BLOCKING_BY_NMI,
+        );
+    }
+    event
+}
+
+fn carry_out(cpu: &mut PerCpu, frame: &mut Frame, verdict: Verdict, interrupted: Option<Event>) {
+    // A guest that was parked meanwhile gets nothing any more.
+    let interrupted = interrupted.filter(|_| cpu.activity == Activity::Running);
+    let event = match verdict {
         Verdict::Advance => {
-            write(
-                Field::GuestInterruptibility,
-                read(Field::GuestInterruptibility) & !(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS),
-            );
-            advance();
+            step_over(read(Field::ExitInstructionLength));
+            return interrupted.iter().for_each(inject);
         }
-        Verdict::Resume => {}
-        Verdict::Inject(exception) => inject(exception),
+        Verdict::Resume => return interrupted.iter().for_each(inject),
+        Verdict::Deliver(event) => event,
+        Verdict::Inject(exception) => exception.into(),
         Verdict::InjectRecorded { exception, address } => {
             fault::record(cpu, frame, address);
-            inject(exception);
+            exception.into()
         }
         Verdict::Violation { address } if cpu.is_root => {
             // The root is never stopped: what can't be done has no effect but this record and #GP.
             fault::record(cpu, frame, address);
-            inject(Exception::GENERAL_PROTECTION);
+            Exception::GENERAL_PROTECTION.into()
         }
         Verdict::Violation { address } => {
             fault::record(cpu, frame, address);
+            return events::fail(cpu, frame);
+        }
+    };
+    match vectoring::combine(interrupted, event) {
+        Combined::Deliver(event) => inject(&event),
+        Combined::TripleFault if cpu.is_root => {
+            // The guest is parked then, or the machine is reset.
+            let _ = root_failure::triple_fault(cpu, frame);
+        }
+        Combined::TripleFault => {
+            fault::record(cpu, frame, 0);
             events::fail(cpu, frame);
         }
     }
 }
 
-const DEBUG: u64 = 1;
-
 fn exception_or_nmi(cpu: &mut PerCpu) -> Verdict {
     let information = read(Field::ExitInterruptionInformation) as u32;
-    if information & 0x700 == INTERRUPTION_NMI {
+    if information & INTERRUPTION_TYPE == INTERRUPTION_NMI {
         processor::unblock_nmis();
         cpu.nmi_count
             .fetch_add(1, core::sync::atomic::Ordering::Relaxed);
         return Verdict::Resume;
     }
-    // #DB or #AC: back to the guest, as if it had not exited (SDM, "Resuming Guest Software after Handling an Exception").
-    if u64::from(information & 0xff) == DEBUG {
-        let causes = read(Field::ExitQualification) & 0x600f;
-        let status = (processor::read_dr6() & !0xf) | causes;
+    let event = Event::read(
+        information | INTERRUPTION_VALID,
+        read(Field::ExitInterruptionErrorCode) as u32,
+        read(Field::ExitInstructionLength) as u32,
+    );
+    let Some(event) = event else {
+        return Verdict::Resume;
+    };
+    // #DB or #AC: back to the guest, as if it had not exited. What the processor does besides was left to us (SDM,
+    // "Debug Exceptions" under "Architectural State Before a VM Exit").
+    if event.is_debug() {
+        let causes = read(Field::ExitQualification);
+        let status = vectoring::debug_status(processor::read_dr6(), causes);
         // SAFETY: DR6 is the guest's; it has no effect on the hypervisor.
         unsafe { processor::write_dr6(status) };
         write(Field::GuestDr7, read(Field::GuestDr7) & !(1 << 13));
+        let tracing = vectoring::BRANCH_TRAP_FLAG | vectoring::LAST_BRANCH_RECORD;
+        write(Field::GuestDebugctl, read(Field::GuestDebugctl) & !tracing);
     }
-    if information & INTERRUPTION_ERROR_CODE != 0 {
-        write(
-            Field::EntryExceptionErrorCode,
-            read(Field::ExitInterruptionErrorCode),
-        );
-    }
-    write(
-        Field::EntryInstructionLength,
-        read(Field::ExitInstructionLength),
-    );
-    // Bit 12 tells of NMI unblocking by IRET and is not for injection.
-    write(
-        Field::EntryInterruptionInformation,
-        u64::from((information & !(1 << 12)) | INTERRUPTION_VALID),
-    );
-    Verdict::Resume
+    Verdict::Deliver(event)
 }
 
 /// Tells kicks and the guest's own NMIs apart.
@@ -250,10 +321,16 @@ fn account_nmis(cpu: &mut PerCpu) {
     } else {
         count
     };
-    // NMIs of the platform are Linux'; a cell would not know what to do with one, and a CPU that waits to be started takes
-    // none on bare hardware either.
-    if own != 0 && cpu.is_root && cpu.activity == Activity::Running {
+    if own == 0 || cpu.activity != Activity::Running {
+        // A CPU that waits to be started takes none on bare hardware either.
+        return;
+    }
+    if cpu.is_root {
         cpu.pending_nmi = true;
+    } else {
+        // NMIs of the platform are Linux', and a cell would not know what to do with one; those that its own CPUs send
+        // come as events.
+        cpu.counters.count(COUNTER_DROPPED_NMIS);
     }
 }
 
@@ -265,7 +342,7 @@ fn deliver_nmi(cpu: &mut PerCpu) {
             .swap(0, core::sync::atomic::Ordering::Relaxed)
             != 0
     {
-        inject(Exception::MACHINE_CHECK);
+        machine_check(cpu);
     }
     if !cpu.pending_nmi || cpu.activity != Activity::Running {
         return;
@@ -278,18 +355,42 @@ fn deliver_nmi(cpu: &mut PerCpu) {
         control::set_nmi_window(true);
         return;
     }
-    let vector = 2;
-    write(
-        Field::EntryInterruptionInformation,
-        u64::from(INTERRUPTION_VALID | INTERRUPTION_NMI | vector),
-    );
+    inject(&Event::NMI);
     cpu.pending_nmi = false;
     cpu.counters.count(COUNTER_GUEST_NMIS);
+}
+
+/// Delivers a machine check that hit the hypervisor; behind another event right after that one.
+fn machine_check(cpu: &PerCpu) {
+    if read(Field::EntryInterruptionInformation) as u32 & INTERRUPTION_VALID == 0 {
+        inject(&Exception::MACHINE_CHECK.into());
+        return;
+    }
+    cpu.machine_checks
+        .fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+    // As the NMI handler does it: the guest exits before its first instruction.
+    write(Field::PinBasedControls, u64::from(cpu.pin_with_timer));
+    write(Field::PreemptionTimer, 0);
+}
+
+/// An instruction that was done for the guest may have ended at 4 GiB, where it wraps around outside 64-bit mode. `true`:
+/// so it was, and is mended.
+fn wrap_instruction_pointer() -> bool {
+    let rip = read(Field::GuestRip);
+    let wrapped = vectoring::behind(rip, 0, is_64_bit());
+    write(Field::GuestRip, wrapped);
+    wrapped != rip
 }
 
 fn entry_failure(cpu: &mut PerCpu, reason: u32) -> Verdict {
     if reason as u16 == ExitReason::MachineCheckOnEntry.0 && cpu.committed {
         return Verdict::Inject(Exception::MACHINE_CHECK);
+    }
+    if reason as u16 == ExitReason::InvalidGuestState.0
+        && cpu.committed
+        && wrap_instruction_pointer()
+    {
+        return Verdict::Resume;
     }
     if !cpu.committed {
         let failure = Failure::gaol(Reason::EntryFailed, u64::from(reason));

@@ -315,6 +315,8 @@ pub enum ExitReason {
     Wbinvd = 54,
     Xsetbv = 55,
     Vmfunc = 59,
+    Seamcall = 76,
+    Tdcall = 77,
 }
 
 /// Bit 31 of the exit reason: the VM entry failed.
@@ -343,8 +345,9 @@ pub const INTERRUPTION_ERROR_CODE: u32 = 1 << 11;
 pub const INTERRUPTION_TYPE: u32 = 7 << 8;
 /// Interruption type: NMI.
 pub const INTERRUPTION_NMI: u32 = 2 << 8;
-/// Interruption type: hardware exception.
-pub const INTERRUPTION_HARDWARE_EXCEPTION: u32 = 3 << 8;
+/// Exit interruption information, and exit qualification of an EPT violation: the exit came in an IRET that had ended the
+/// blocking of NMIs.
+pub const UNBLOCKED_BY_IRET: u64 = 1 << 12;
 
 /// Capability MSRs and others that VMX needs.
 pub mod msr {
