@@ -9,13 +9,20 @@
  *                         from one CPU after the other; "0" stops. A read tells how many have come to each CPU.
  * /proc/gaol-test/poke    "<kind> <address> [<value>]" written makes one access; kinds: r8 r16 r32 r64 w8 w16 w32 w64
  *                         (physical memory), rdmsr wrmsr (with fix-up), inb inw inl outb outw outl, vmcall (number and
- *                         argument); numbers are hexadecimal. A read tells the result: "ok <value>" or "fault".
- *                         "triple 0" makes a triple fault.
+ *                         argument), icr (APIC id and interrupt command); numbers are hexadecimal. A read tells the
+ *                         result: "ok <value>" or "fault". "triple 0" makes a triple fault.
  * /proc/gaol-test/hoard   "<start> <end> <stride>" written takes one page of Linux' memory in each stride between the
  *                         two addresses, which then can't be moved: memory as fragmented as one likes. "0" gives all
  *                         back. Numbers are hexadecimal. A read tells how many pages are held.
+ * /proc/gaol-test/paint   "fill <start> <end> <pattern>" written fills what is free of Linux' memory between the two
+ *                         addresses; "look" in its place only says where to look. A read tells how many words there hold
+ *                         the pattern now, whoever has them.
+ * /proc/gaol-test/remains "fill <cpu> <pattern>" written: when that CPU goes offline next, the pattern is left in its
+ *                         registers. A read tells in how many vector registers it was found when the CPU came online
+ *                         since then (or since "look <cpu> <pattern>"), and how many were looked at.
  */
 #include <linux/cpu.h>
+#include <linux/cpuhotplug.h>
 #include <linux/delay.h>
 #include <linux/io.h>
 #include <linux/kernel.h>
@@ -368,6 +375,8 @@ static bool poke(const char *kind, u64 address, u64 *value)
 		outw(*value, address);
 	else if (!strcmp(kind, "outl"))
 		outl(*value, address);
+	else if (!strcmp(kind, "icr"))
+		apic->icr_write(*value, address);
 	else if (!strcmp(kind, "vmcall")) {
 		/* The hypercall of the number in the place of the address, with one argument. */
 		u64 argument = *value;
@@ -494,6 +503,162 @@ static const struct proc_ops hoard_operations = {
 	.proc_write = hoard_write,
 };
 
+/* What one owner of memory leaves to the next */
+
+static DEFINE_MUTEX(paint_lock);
+static u64 paint_start, paint_end, paint_pattern;
+
+static ssize_t paint_write(struct file *file, const char __user *user, size_t size, loff_t *position)
+{
+	unsigned long pfn, word;
+	char text[80], verb[8];
+
+	if (size >= sizeof(text) || copy_from_user(text, user, size))
+		return -EINVAL;
+	text[size] = 0;
+	mutex_lock(&paint_lock);
+	if (sscanf(text, "%7s %llx %llx %llx", verb, &paint_start, &paint_end, &paint_pattern) != 4) {
+		mutex_unlock(&paint_lock);
+		return -EINVAL;
+	}
+	for (pfn = PHYS_PFN(paint_start); !strcmp(verb, "fill") && pfn < PHYS_PFN(paint_end); pfn++) {
+		struct page *page = pfn_to_online_page(pfn);
+		u64 *words = page ? page_address(page) : NULL;
+
+		if (!page || PageReserved(page) ||
+		    alloc_contig_range(pfn, pfn + 1, RANGE_KIND, GFP_KERNEL | __GFP_NOWARN))
+			continue;
+		for (word = 0; word < PAGE_SIZE / sizeof(*words); word++)
+			WRITE_ONCE(words[word], paint_pattern);
+		free_contig_range(pfn, 1);
+		cond_resched();
+	}
+	mutex_unlock(&paint_lock);
+	return size;
+}
+
+static int paint_show(struct seq_file *file, void *unused)
+{
+	unsigned long found = 0, pfn, word;
+
+	mutex_lock(&paint_lock);
+	for (pfn = PHYS_PFN(paint_start); pfn < PHYS_PFN(paint_end); pfn++) {
+		struct page *page = pfn_to_online_page(pfn);
+		const u64 *words = page ? page_address(page) : NULL;
+
+		for (word = 0; words && word < PAGE_SIZE / sizeof(*words); word++)
+			found += READ_ONCE(words[word]) == paint_pattern;
+		cond_resched();
+	}
+	mutex_unlock(&paint_lock);
+	seq_printf(file, "%lu\n", found);
+	return 0;
+}
+
+static int paint_open(struct inode *inode, struct file *file)
+{
+	return single_open(file, paint_show, NULL);
+}
+
+static const struct proc_ops paint_operations = {
+	.proc_open = paint_open,
+	.proc_read = seq_read,
+	.proc_lseek = seq_lseek,
+	.proc_release = single_release,
+	.proc_write = paint_write,
+};
+
+/* What one owner of a CPU leaves to the next */
+
+static int remains_state;
+static int remains_cpu = -1;
+static bool remains_fill;
+static u64 remains_pattern;
+static unsigned int remains_found, remains_seen;
+
+#define ALL_VECTORS(each)							\
+	each(0) each(1) each(2) each(3) each(4) each(5) each(6) each(7)		\
+	each(8) each(9) each(10) each(11) each(12) each(13) each(14) each(15)
+
+/* In the last steps of the way down no user space runs on the CPU any more, so that nobody misses what it had. */
+static int fill_registers(unsigned int cpu)
+{
+	u64 vector[4] = { remains_pattern, remains_pattern, remains_pattern, remains_pattern };
+
+	if (cpu != remains_cpu || !remains_fill)
+		return 0;
+	remains_fill = false;
+	wrmsrl(MSR_STAR, remains_pattern);
+	wrmsrl(MSR_LSTAR, remains_pattern);
+	wrmsrl(MSR_CSTAR, remains_pattern);
+	wrmsrl(MSR_SYSCALL_MASK, remains_pattern & U32_MAX);
+	wrmsrl(MSR_KERNEL_GS_BASE, remains_pattern);
+	set_debugreg(remains_pattern, 0);
+	set_debugreg(remains_pattern, 1);
+	set_debugreg(remains_pattern, 2);
+	set_debugreg(remains_pattern, 3);
+	asm volatile("mov %0, %%cr2" : : "r" (remains_pattern));
+	if (!boot_cpu_has(X86_FEATURE_AVX))
+		return 0;
+#define FILL(number) asm volatile("vmovdqu %0, %%ymm" #number : : "m" (vector));
+	ALL_VECTORS(FILL)
+	return 0;
+}
+
+static int look_at_registers(unsigned int cpu)
+{
+	u64 vector[4];
+
+	if (cpu != remains_cpu || remains_fill || !boot_cpu_has(X86_FEATURE_AVX))
+		return 0;
+	remains_found = 0;
+	remains_seen = 0;
+#define LOOK(number)								\
+	asm volatile("vmovdqu %%ymm" #number ", %0" : "=m" (vector));		\
+	remains_found += vector[0] == remains_pattern || vector[3] == remains_pattern;	\
+	remains_seen++;
+	ALL_VECTORS(LOOK)
+	return 0;
+}
+
+static ssize_t remains_write(struct file *file, const char __user *user, size_t size, loff_t *position)
+{
+	char text[80], verb[8];
+	u64 pattern;
+	int cpu;
+
+	if (size >= sizeof(text) || copy_from_user(text, user, size))
+		return -EINVAL;
+	text[size] = 0;
+	if (sscanf(text, "%7s %d %llx", verb, &cpu, &pattern) != 3)
+		return -EINVAL;
+	remains_cpu = cpu;
+	remains_pattern = pattern;
+	remains_fill = !strcmp(verb, "fill");
+	remains_found = 0;
+	remains_seen = 0;
+	return size;
+}
+
+static int remains_show(struct seq_file *file, void *unused)
+{
+	seq_printf(file, "%u of %u%s\n", remains_found, remains_seen, remains_fill ? ", to be filled" : "");
+	return 0;
+}
+
+static int remains_open(struct inode *inode, struct file *file)
+{
+	return single_open(file, remains_show, NULL);
+}
+
+static const struct proc_ops remains_operations = {
+	.proc_open = remains_open,
+	.proc_read = seq_read,
+	.proc_lseek = seq_lseek,
+	.proc_release = single_release,
+	.proc_write = remains_write,
+};
+
 static struct proc_dir_entry *directory;
 
 static int __init test_init(void)
@@ -507,8 +672,14 @@ static int __init test_init(void)
 	if (directory && proc_create_single("state", 0400, directory, state_show) &&
 	    proc_create("nmi", 0600, directory, &nmi_operations) &&
 	    proc_create("poke", 0600, directory, &poke_operations) &&
-	    proc_create("hoard", 0600, directory, &hoard_operations))
-		return 0;
+	    proc_create("hoard", 0600, directory, &hoard_operations) &&
+	    proc_create("paint", 0600, directory, &paint_operations) &&
+	    proc_create("remains", 0600, directory, &remains_operations)) {
+		remains_state = cpuhp_setup_state_nocalls(CPUHP_AP_ONLINE_DYN, "gaol-test:remains", look_at_registers,
+							  fill_registers);
+		if (remains_state > 0)
+			return 0;
+	}
 	proc_remove(directory);
 	kvfree(hoard);
 	unregister_nmi_handler(NMI_LOCAL, "gaol-test");
@@ -518,6 +689,7 @@ static int __init test_init(void)
 static void __exit test_exit(void)
 {
 	proc_remove(directory);
+	cpuhp_remove_state_nocalls(remains_state);
 	release_hoard();
 	kvfree(hoard);
 	stop_nmis();

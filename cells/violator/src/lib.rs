@@ -45,6 +45,10 @@ pub enum Action {
     Processor,
     /// Sends NMIs to itself.
     Nmi,
+    /// Looks for what others have left in registers and in the memory from `from=` to `to=`; `inverted=` is the pattern.
+    Inspect,
+    /// Leaves the pattern there.
+    Leave,
     /// Raises an exception with its stack at `address=`, where there is no memory.
     BadStack,
     /// Denies to be shut down, `denials=` times (0: always); with `lock=1`, also says that it is locked.
@@ -63,7 +67,7 @@ pub enum Action {
 
 impl Action {
     /// All of them, with their names.
-    pub const ALL: [(&'static str, Self); 26] = [
+    pub const ALL: [(&'static str, Self); 28] = [
         ("memory-read", Self::MemoryRead),
         ("memory-write", Self::MemoryWrite),
         ("memory-execute", Self::MemoryExecute),
@@ -83,6 +87,8 @@ impl Action {
         ("pci", Self::Pci),
         ("processor", Self::Processor),
         ("nmi", Self::Nmi),
+        ("inspect", Self::Inspect),
+        ("leave", Self::Leave),
         ("bad-stack", Self::BadStack),
         ("deny", Self::Deny),
         ("silent", Self::Silent),

@@ -8,6 +8,7 @@
 mod access;
 mod bench;
 mod control;
+mod handover;
 mod interrupt;
 mod management;
 mod pci;
@@ -47,6 +48,8 @@ fn main(mut cell: Cell) -> ! {
         Action::Pci => pci::try_all(arguments),
         Action::Processor => processor::check_all(),
         Action::Nmi => processor::send_nmis(),
+        Action::Inspect => handover::inspect(arguments),
+        Action::Leave => handover::leave(arguments),
         Action::BadStack => processor::lose_the_stack(arguments),
         Action::Deny => requests::deny(&mut cell),
         Action::Silent => requests::ignore(arguments),

@@ -215,14 +215,14 @@ fn single_steps() {
             let result = unsafe {
                 attempt!(
                     concat!(
-                        "mov r9, rsp\n and r9, {mask}\n lea {behind}, [rip + 56f]\n mov [r9], {behind}\n", $before, "\n",
+                        "lea {behind}, [rip + 56f]\n mov [{end}], {behind}\n", $before, "\n",
                         "lea {behind}, [rip + 55f]\n",
                         "pushfq\n or dword ptr [rsp], 0x100\n popfq\n",
                         $instruction, "\n55:\n nop\n nop\n nop\n56:\n", $after
                     ),
-                    behind = out(reg) behind, mask = const exceptions::STACK_MASK,
+                    behind = out(reg) behind,
                     inout("rax") 0u64 => _, inout("rcx") 0x2ffu64 => _, inout("rdx") 0xcf8u64 => _,
-                    out("r8") _, out("r9") _, out("r10") _,
+                    out("r8") _, out("r10") _,
                 )
             };
             let is_step = read_dr6() & 0x4000 != 0;

@@ -4,15 +4,13 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use gaol_abi::public::CpuState;
 
-use super::{Activity, Events, PerCpu};
+use super::{Activity, Events, PerCpu, clear};
 use crate::cell::{Published, published};
 use crate::device::apic::{self, register};
 use crate::guest::cpuid;
 use crate::guest::mtrr::Mtrrs;
 use crate::launch::{leave, parameters};
-use crate::processor::{
-    self, fixup, fpu, halt_for_ever, msr, pause, read_msr, time_stamp, write_msr,
-};
+use crate::processor::{self, fixup, halt_for_ever, msr, pause, read_msr, time_stamp, write_msr};
 use crate::trace::public;
 use crate::virt::vmx::control::{self, Start};
 use crate::virt::vmx::entry::{Frame, enter};
@@ -48,6 +46,11 @@ pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, mut events: Events) {
         let address = published(cpu.cell).map_or(0, |cell| cell.reset_address()) as u32;
         cpu.counters.clear();
         public::clear_fault(cpu.index);
+        // The cell starts as it did the first time.
+        clear::registers();
+        give_back_msrs(cpu);
+        cpu.mtrrs = Mtrrs::cleared(read_msr, processor::physical_bits());
+        cpu.pci_address = 0;
         run(cpu, frame, Start::Address(address));
         cpu.shared.acknowledge(Events::RESET);
     }
@@ -156,7 +159,7 @@ fn join(cpu: &mut PerCpu, frame: &mut Frame) {
 
 /// The second half of joining, the same after a restart.
 fn finish_join(cpu: &mut PerCpu, next: u32) {
-    clear_state();
+    clear::registers();
     exchange_msrs(cpu, next);
     cpu.cell = next;
     cpu.pci_address = 0;
@@ -192,13 +195,8 @@ fn finish_join(cpu: &mut PerCpu, next: u32) {
 
 /// Registers that a cell may write to besides those that all cells have are as they were before it when it leaves.
 fn exchange_msrs(cpu: &mut PerCpu, next: u32) {
-    if cpu.cell != ROOT
-        && let Some(cell) = published(cpu.cell)
-    {
-        for ((register, _), value) in cell.writable_msrs().zip(cpu.msrs_before) {
-            // SAFETY: the register held this value before the cell had it; one that refuses it is fixed up.
-            let _ = unsafe { fixup::write_msr(register, value) };
-        }
+    if cpu.cell != ROOT {
+        give_back_msrs(cpu);
     }
     if next != ROOT
         && let Some(cell) = published(next)
@@ -209,31 +207,14 @@ fn exchange_msrs(cpu: &mut PerCpu, next: u32) {
     }
 }
 
-/// Clears registers that VM entries and exits leave alone, so that no owner of the CPU sees another's.
-fn clear_state() {
-    fpu::clear();
-    // SAFETY: none of these registers has a meaning for the hypervisor, which uses neither SYSCALL, SWAPGS, breakpoints nor
-    // page faults; an absent MSR is fixed up.
-    unsafe {
-        processor::write_cr2(0);
-        processor::write_dr0(0);
-        processor::write_dr1(0);
-        processor::write_dr2(0);
-        processor::write_dr3(0);
-        processor::write_dr6(0xffff_0ff0);
-        for register in [
-            msr::STAR,
-            msr::LSTAR,
-            msr::CSTAR,
-            msr::FMASK,
-            msr::KERNEL_GS_BASE,
-            msr::TSC_AUX,
-            msr::TSC_DEADLINE,
-            // IA32_SPEC_CTRL
-            0x48,
-        ] {
-            let _ = fixup::write_msr(register, 0);
-        }
+/// Puts the registers that the CPU's cell may write to by its configuration back to what they held before it.
+fn give_back_msrs(cpu: &PerCpu) {
+    let Some(cell) = published(cpu.cell) else {
+        return;
+    };
+    for ((register, _), value) in cell.writable_msrs().zip(cpu.msrs_before) {
+        // SAFETY: the register held this value before the cell had it; one that refuses it is fixed up.
+        let _ = unsafe { fixup::write_msr(register, value) };
     }
 }
 

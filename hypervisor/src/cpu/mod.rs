@@ -6,6 +6,7 @@
 //! Invariant: an NMI is sent to a CPU only by the one who sets [`Events::KICK`] in its mailbox, so each kick NMI is told
 //! apart from an NMI that is the guest's own.
 
+pub mod clear;
 pub mod events;
 pub mod injection;
 pub mod mailbox;

@@ -22,7 +22,7 @@ use gaol_abi::public::CpuState;
 use self::own_registers::{Features, own_cr4};
 use self::private_table::PrivateTable;
 use self::saved::Saved;
-use crate::cpu::{self, Activity, PRIVATE_BASE, PerCpu, TABLES_AT, area, private};
+use crate::cpu::{self, Activity, PRIVATE_BASE, PerCpu, TABLES_AT, area, clear, private};
 use crate::device::apic;
 use crate::error::{Blame, Failure};
 use crate::guest::cpuid;
@@ -311,7 +311,7 @@ fn check_processor(cpu: &PerCpu) -> Result<(), Failure> {
 
 /// CR0 and CR4 as the hypervisor runs with them: no FPU use, and every protection that the processor has.
 pub fn set_own_registers() {
-    let [_, _, one_c, _] = processor::cpuid(1, 0);
+    let [_, _, one_c, one_d] = processor::cpuid(1, 0);
     let [_, seven_b, seven_c, _] = processor::cpuid(7, 0);
     let features = Features {
         one_c,
@@ -319,6 +319,10 @@ pub fn set_own_registers() {
         seven_c,
     };
     let value = own_cr4(features, processor::read_cr4());
+    if one_d & clear::DEBUG_STORE != 0 {
+        // SAFETY: records of events would be written to Linux' linear addresses while the hypervisor runs.
+        let _ = unsafe { processor::fixup::write_msr(clear::PEBS_ENABLE, 0) };
+    }
     // SAFETY: paging mode stays as it is; the hypervisor has no user pages, and its image uses no extended state.
     unsafe {
         processor::write_cr4(value);

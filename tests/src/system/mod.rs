@@ -13,6 +13,7 @@ mod configuration;
 mod console;
 mod faults;
 mod force;
+mod handover;
 mod hardware;
 mod hostile;
 mod hypervisor_fault;
@@ -59,6 +60,7 @@ pub const GROUPS: &[Group] = &[
     pci::GROUP,
     root::GROUP,
     images::GROUP,
+    handover::GROUP,
     instructions::GROUP,
     state::GROUP,
     power::REBOOT,
