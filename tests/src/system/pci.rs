@@ -178,12 +178,12 @@ fn own_function(context: &mut Context) -> Result<()> {
             "`{line}` was not said: {said}"
         );
     }
-    // The device status register: not all ones, and the same by both doors and wherever the cell moves it to.
+    // The device status register: not all ones, and the same wherever the cell moves it to. Bochs' card has no data behind
+    // its ports: that they are the cell's is seen by its going on.
     let on = number(&said, "on")?;
     ensure!(on != u32::MAX && on != 0, "its registers read as {on:#x}");
-    for words in ["ports", "moved on"] {
-        ensure!(number(&said, words)? == on, "{words}: {said}");
-    }
+    ensure!(number(&said, "moved on")? == on, "{said}");
+    number(&said, "ports")?;
     for value in ["0004", "ffff", "0147"] {
         let command = number(&said, &format!("command {value} is"))?;
         ensure!(command & 0x4 == 0, "the cell made it bus master: {said}");
