@@ -218,6 +218,16 @@ pub enum Ending {
     StringForEver,
     /// INIT to itself.
     InitOwn,
+    /// A jump to a task state in 32-bit protected mode.
+    TaskSwitch,
+    /// PAE paging with top entries that are random numbers.
+    GarbagePae,
+    /// An exception in real mode without a table.
+    RealModeWithoutTable,
+    /// A jump to the last address of real mode.
+    RealModeBeyond,
+    /// A read at the end of the last segment of real mode.
+    RealModeSegmentEnd,
 }
 
 /// Something that a cell should not be able to do, or that should concern nobody but the cell.

@@ -18,6 +18,7 @@ use hostile_cell::outcome::Outcome;
 
 use crate::user;
 
+mod descent;
 mod endings;
 mod instructions;
 pub mod memory;

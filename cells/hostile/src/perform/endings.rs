@@ -9,6 +9,7 @@ use hostile_cell::attempt::{Ending, SCRATCH};
 use hostile_cell::outcome::Outcome;
 use hostile_cell::random::Random;
 
+use super::descent::descend;
 use super::memory::TablePointer;
 use super::{plain, write_msr};
 use crate::user;
@@ -101,6 +102,13 @@ pub fn end(number: u32, ending: Ending) -> Outcome {
             let own = u64::from(gaol_cell::apic::id());
             let _ = write_msr(Msr::InterruptCommand.0, own << 32 | INIT);
             return Outcome::Done;
+        }
+        Ending::TaskSwitch
+        | Ending::GarbagePae
+        | Ending::RealModeWithoutTable
+        | Ending::RealModeBeyond
+        | Ending::RealModeSegmentEnd => {
+            descend(ending);
         }
     }
     // SAFETY: Whatever is left of the cell is not meant to survive this exception.

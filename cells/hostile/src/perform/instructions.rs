@@ -79,7 +79,7 @@ pub fn execute(instruction: Instruction) -> Outcome {
             Instruction::LtrGarbage => attempt!("ltr {at:x}", at = in(reg) GARBAGE),
             Instruction::LldtGarbage => attempt!("lldt {at:x}", at = in(reg) GARBAGE),
             Instruction::FarJumpToGarbage => {
-                operand.0[0] = GARBAGE << 32;
+                (*at).0[0] = GARBAGE << 32;
                 attempt!("jmp fword ptr [{at}]", at = in(reg) at)
             }
             Instruction::IretToGarbage => {

@@ -6,6 +6,7 @@ use crate::attempt::Attempt::End;
 use crate::attempt::Ending::*;
 
 const SHUTDOWN: &str = "on a bare machine the processor would shut down, and the machine reset";
+const BEYOND: &str = "it lies just beyond what the cell has";
 const SILENT: &str = "nothing exits: only a kick gets the CPU back";
 
 pub(super) const ROWS: &[Violation] = rows! {
@@ -15,6 +16,11 @@ pub(super) const ROWS: &[Violation] = rows! {
     "interrupt table of random numbers": End(RandomInterrupts) => Stopped, SHUTDOWN;
     "a stack at no canonical address": End(NoStack) => Stopped, SHUTDOWN;
     "a fault in the handler of faults": End(FaultInHandler) => Stopped, SHUTDOWN;
+    "a task switch": End(TaskSwitch) => Stopped, "there are no task switches in a guest";
+    "PAE paging by random numbers": End(GarbagePae) => Stopped, SHUTDOWN;
+    "an exception in real mode without a table": End(RealModeWithoutTable) => Stopped, SHUTDOWN;
+    "a program at the end of real mode's memory": End(RealModeBeyond) => Stopped, BEYOND;
+    "a read at the end of real mode's memory": End(RealModeSegmentEnd) => Stopped, BEYOND;
 
     "halted with interrupts off": End(HaltForEver) => Endless, SILENT;
     "a jump to itself with interrupts off": End(SpinForEver) => Endless, SILENT;
