@@ -176,6 +176,7 @@ fn finish_join(cpu: &mut PerCpu, next: u32) {
     };
     if let Some(cell) = published(next) {
         control::confine(&cell.confinement());
+        control::set_counter_reads(&cpu.controls, next == ROOT);
         cpu.ignore_ports = cell.ignores_ports();
     }
     cpu.activity = if next == ROOT {

@@ -16,6 +16,8 @@ pub struct Controls {
     pub pin: u32,
     /// Primary processor-based.
     pub primary: u32,
+    /// What cells have besides [`Self::primary`]: RDPMC exits, where the processor can.
+    pub primary_of_cells: u32,
     /// Secondary processor-based.
     pub secondary: u32,
     /// Exit.
@@ -105,7 +107,7 @@ impl Controls {
                 | Primary::SECONDARY
                 | Primary::NMI_WINDOW_EXITING)
                 .bits(),
-            0,
+            Primary::RDPMC_EXITING.bits(),
             (Primary::CR3_LOAD_EXITING | Primary::CR3_STORE_EXITING).bits(),
         )?;
         let secondary = controls(
@@ -147,7 +149,8 @@ impl Controls {
         let protection_and_paging = 0x8000_0001;
         Ok(Self {
             pin: pin & !PinBased::PREEMPTION_TIMER.bits(),
-            primary: primary & !Primary::NMI_WINDOW_EXITING.bits(),
+            primary: primary & !(Primary::NMI_WINDOW_EXITING | Primary::RDPMC_EXITING).bits(),
+            primary_of_cells: primary & Primary::RDPMC_EXITING.bits(),
             secondary,
             exit,
             entry: entry & !Entry::IA32E_MODE_GUEST.bits(),
@@ -186,8 +189,19 @@ mod tests {
         let controls = Controls::detect(haswell).unwrap();
         assert_eq!(controls.primary & Primary::CR3_LOAD_EXITING.bits(), 0);
         assert_eq!(controls.pin & PinBased::PREEMPTION_TIMER.bits(), 0);
+        assert_eq!(controls.primary & Primary::RDPMC_EXITING.bits(), 0);
+        assert_eq!(controls.primary_of_cells, Primary::RDPMC_EXITING.bits());
         assert_eq!(controls.cr0_fixed_ones, 0x20);
         assert!(!controls.ept_1g || haswell(msr::EPT_VPID) & (1 << 17) != 0);
+    }
+
+    #[test]
+    fn counters_are_left_to_a_cell_where_their_reads_can_not_exit() {
+        let controls = Controls::detect(|register| match register {
+            msr::TRUE_PRIMARY => haswell(register) & !(1 << (32 + 11)),
+            _ => haswell(register),
+        });
+        assert_eq!(controls.unwrap().primary_of_cells, 0);
     }
 
     #[test]

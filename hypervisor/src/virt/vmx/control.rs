@@ -134,6 +134,12 @@ pub fn confine(confinement: &Confinement) {
     super::instructions::invalidate_all();
 }
 
+/// Lets RDPMC pass, as the root's, or exit. No event of the CPU may wait for a window.
+pub fn set_counter_reads(controls: &Controls, pass: bool) {
+    let more = if pass { 0 } else { controls.primary_of_cells };
+    write(Field::PrimaryControls, u64::from(controls.primary | more));
+}
+
 fn write_segment(index: usize, segment: &Segment) {
     let Some(fields) = SEGMENTS.get(index) else {
         return;

@@ -193,6 +193,8 @@ fn serve(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
         ExitReason::Wbinvd | ExitReason::Invd => Verdict::Advance,
         // The value was refused by the processor.
         ExitReason::Xsetbv => Verdict::Inject(Exception::GENERAL_PROTECTION),
+        // CPUID shows a cell no counters, so there is none of any number.
+        ExitReason::Rdpmc => Verdict::Inject(Exception::GENERAL_PROTECTION),
         ExitReason::Getsec
         | ExitReason::Vmclear
         | ExitReason::Vmlaunch

@@ -187,6 +187,8 @@ bitflags! {
     /// Primary processor-based VM-execution controls.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Primary: u32 {
+        /// RDPMC exits.
+        const RDPMC_EXITING = 1 << 11;
         /// MOV to CR3 exits; must be off.
         const CR3_LOAD_EXITING = 1 << 15;
         /// MOV from CR3 exits; must be off.
@@ -291,6 +293,7 @@ pub enum ExitReason {
     Getsec = 11,
     Hlt = 12,
     Invd = 13,
+    Rdpmc = 15,
     Vmcall = 18,
     Vmclear = 19,
     Vmlaunch = 20,
