@@ -13,9 +13,17 @@ const FOREIGN: GuestAddress = GuestAddress::new(1 << 30);
 
 pub fn read_memory(arguments: Arguments<'_>) {
     let address = arguments.address("address", FOREIGN);
-    let value: u32;
+    let at = address.number();
+    let value: u64;
     // SAFETY: Memory that is not the cell's is no memory of Rust's.
-    unsafe { asm!("mov {:e}, [{}]", out(reg) value, in(reg) address.number(), options(nostack)) };
+    unsafe {
+        match arguments.number("bytes", 4) {
+            1 => asm!("movzx {:e}, byte ptr [{}]", out(reg) value, in(reg) at, options(nostack)),
+            2 => asm!("movzx {:e}, word ptr [{}]", out(reg) value, in(reg) at, options(nostack)),
+            8 => asm!("mov {}, [{}]", out(reg) value, in(reg) at, options(nostack)),
+            _ => asm!("mov {:e}, [{}]", out(reg) value, in(reg) at, options(nostack)),
+        }
+    };
     println!("violator: read {value:#x} at {address}");
 }
 

@@ -7,10 +7,12 @@ use core::fmt;
 /// What the command line can name with `do=`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Reads memory that is not the cell's, at `address=`.
+    /// Reads memory that is not the cell's, at `address=`, `bytes=` (4) bytes at once.
     MemoryRead,
     /// Writes there.
     MemoryWrite,
+    /// Executes many instructions on its RAM and on a device's memory at `address=`, and compares what they do.
+    Forms,
     /// Jumps there.
     MemoryExecute,
     /// Reads the port `port=`.
@@ -67,9 +69,10 @@ pub enum Action {
 
 impl Action {
     /// All of them, with their names.
-    pub const ALL: [(&'static str, Self); 28] = [
+    pub const ALL: [(&'static str, Self); 29] = [
         ("memory-read", Self::MemoryRead),
         ("memory-write", Self::MemoryWrite),
+        ("forms", Self::Forms),
         ("memory-execute", Self::MemoryExecute),
         ("port-in", Self::PortIn),
         ("port-out", Self::PortOut),

@@ -8,6 +8,7 @@
 mod access;
 mod bench;
 mod control;
+mod forms;
 mod handover;
 mod interrupt;
 mod management;
@@ -31,6 +32,7 @@ fn main(mut cell: Cell) -> ! {
     match action {
         Action::MemoryRead => access::read_memory(arguments),
         Action::MemoryWrite => access::write_memory(arguments),
+        Action::Forms => forms::compare(arguments),
         Action::MemoryExecute => access::execute_memory(arguments),
         Action::PortIn => access::read_port(arguments),
         Action::PortOut => access::write_port(arguments),

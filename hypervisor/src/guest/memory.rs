@@ -278,7 +278,7 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     let address = read(Field::GuestPhysicalAddress);
     let qualification = EptViolation::from_bits_retain(read(Field::ExitQualification));
     let moderated = match moderated::find(cpu.cell, address) {
-        // The guest does its instruction again.
+        // The guest does again what it was doing: its instruction, or the delivery of an event.
         Lookup::Changing => return Verdict::Resume,
         Lookup::Found(range) => Some(range),
         Lookup::Nothing => None,

@@ -24,6 +24,7 @@ mod latency;
 mod life_cycle;
 mod machine;
 mod memory;
+mod mmio;
 mod nmi;
 mod pci;
 mod power;
@@ -51,6 +52,7 @@ pub const GROUPS: &[Group] = &[
     hypervisor_fault::GROUP,
     protections::GROUP,
     memory::GROUP,
+    mmio::GROUP,
     refusals::GROUP,
     processors::GROUP,
     latency::GROUP,
