@@ -22,7 +22,7 @@ use crate::memory::page_table::{
     Access, Attributes, Entries, Ept, FarReserve, Limits, MapError, PageTable, Scratch,
     TableMemory, Tables,
 };
-use crate::processor::read_cr3;
+use crate::processor::own_table;
 use crate::region::{self, LinearTables};
 use crate::set_once::SetOnce;
 use crate::trace::public;
@@ -95,7 +95,7 @@ pub struct Guard(spin::mutex::SpinMutexGuard<'static, Management>);
 
 impl Guard {
     fn new(guard: spin::mutex::SpinMutexGuard<'static, Management>) -> Self {
-        HOLDER.store(read_cr3(), Ordering::Release);
+        HOLDER.store(own_table(), Ordering::Release);
         Self(guard)
     }
 }

@@ -8,8 +8,8 @@
 //! Invariant: it is tried once. A second failure before the next VM entry, and one outside of VMX operation, stop the CPU
 //! for good.
 //!
-//! What the abandoned code leaves behind: the lock of the management, which is told so ([`crate::system::abandon`]), and
-//! requests that nobody answers, which end at their deadline. The ticket lock of ports 0xcf8 and 0xcfc is held for IN and
+//! What the abandoned code leaves behind: the lock of the management, which is told so ([`crate::system::abandon`]); those
+//! of PCI functions, which are opened; and requests that nobody answers, which end at their deadline. The ticket lock of ports 0xcf8 and 0xcfc is held for IN and
 //! OUT only, which raise no exception at privilege level 0.
 
 use core::ops::Range;
@@ -23,6 +23,7 @@ use gaol_abi::public::{
 };
 
 use super::{Activity, PRIVATE_BASE, PerCpu, TABLES_AT, area, events, private};
+use crate::device::pci::assigned;
 use crate::error::Failure;
 use crate::hypercall;
 use crate::launch::{self, parameters};
@@ -257,6 +258,10 @@ pub extern "sysv64" fn resume(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
         launch::roll_back(cpu, LaunchStep::FirstExit, &failure);
     }
     system::abandon(cpu.private_cr3);
+    for lock in assigned::left_behind(cpu.private_cr3) {
+        // SAFETY: this CPU has taken the lock, and the code that did so never goes on: its guard is gone without a drop.
+        unsafe { lock.force_unlock() };
+    }
     cpu.is_root = cpu.cell == crate::cell::lifecycle::ROOT;
     match way(cpu.is_root, cpu.activity, cpu.stage.get()) {
         Way::Park => events::fail(cpu, frame),

@@ -5,6 +5,7 @@
 //! before it is taken from the root until after it is as the root had it, and [`may_be_assigned`] says so.
 #![forbid(unsafe_code)]
 
+use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::mutex::{TicketMutex, TicketMutexGuard};
@@ -12,6 +13,7 @@ use spin::mutex::{TicketMutex, TicketMutexGuard};
 use super::function::Function;
 use super::space::FunctionId;
 use crate::memory::address::HostPhysical;
+use crate::processor::own_table;
 
 /// Most functions that cells can have at one time.
 pub const MOST: usize = 64;
@@ -27,7 +29,54 @@ pub struct Slot {
     store: AtomicU64,
     /// Page of its configuration space in the machine's memory, 0 without one.
     page: AtomicU64,
+    /// CR3 of the CPU that has the lock, 0 for none: each CPU has a page table of its own.
+    holder: AtomicU64,
     function: TicketMutex<Option<Function<'static>>>,
+}
+
+/// A function, locked.
+pub struct Locked<'a> {
+    holder: &'a AtomicU64,
+    function: TicketMutexGuard<'a, Option<Function<'static>>>,
+}
+
+impl Deref for Locked<'_> {
+    type Target = Option<Function<'static>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.function
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.function
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.holder.store(0, Ordering::Release);
+    }
+}
+
+/// The locks that the code which ran with the page table `cr3` has left behind, taken: it was abandoned.
+pub fn left_behind(
+    cr3: u64,
+) -> impl Iterator<Item = &'static TicketMutex<Option<Function<'static>>>> {
+    left_behind_of(&SLOTS, cr3)
+}
+
+fn left_behind_of(
+    slots: &'static [Slot],
+    cr3: u64,
+) -> impl Iterator<Item = &'static TicketMutex<Option<Function<'static>>>> {
+    slots.iter().filter_map(move |slot| {
+        let held = slot
+            .holder
+            .compare_exchange(cr3, 0, Ordering::AcqRel, Ordering::Acquire);
+        held.is_ok().then_some(&slot.function)
+    })
 }
 
 impl Slot {
@@ -36,6 +85,7 @@ impl Slot {
             owner: AtomicU64::new(0),
             store: AtomicU64::new(0),
             page: AtomicU64::new(0),
+            holder: AtomicU64::new(0),
             function: TicketMutex::new(None),
         }
     }
@@ -45,8 +95,13 @@ impl Slot {
     }
 
     /// The function, for as long as the guard is kept.
-    pub fn lock(&self) -> TicketMutexGuard<'_, Option<Function<'static>>> {
-        self.function.lock()
+    pub fn lock(&self) -> Locked<'_> {
+        let function = self.function.lock();
+        self.holder.store(own_table(), Ordering::Release);
+        Locked {
+            holder: &self.holder,
+            function,
+        }
     }
 
     /// The frame of its store.
@@ -169,6 +224,20 @@ mod tests {
     use super::*;
 
     /// One test, since the table is there once only.
+    #[test]
+    fn a_lock_that_was_left_behind_is_told_once_and_others_are_not() {
+        let ours = crate::processor::own_table();
+        static OWN: [Slot; 2] = [const { Slot::new() }; 2];
+        let left = |cr3| left_behind_of(&OWN, cr3).count();
+        drop(OWN[1].lock());
+        assert_eq!(left(ours), 0);
+        // As after a fault: the guard is gone, and the lock is taken.
+        core::mem::forget(OWN[1].lock());
+        assert_eq!(left(ours + 4096), 0);
+        assert_eq!(left(ours), 1);
+        assert_eq!(left(ours), 0);
+    }
+
     #[test]
     fn functions_are_found_by_their_owners_only() {
         let id = |number: u32| FunctionId {
