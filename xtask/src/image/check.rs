@@ -36,6 +36,10 @@ const EXPLAINED: &[Explained] = &[
         name: "mmio::carry_out",
         to: Ok("as gaol_hypervisor::guest::mmio::Registers>::"),
     },
+    Explained {
+        name: "message::Wanted::checked",
+        to: Ok("gaol_hypervisor::guest::pci::write::{{closure}}"),
+    },
 ];
 
 /// Functions that call themselves, and how often at the most: once for each level of a page table.
