@@ -56,7 +56,8 @@ pub struct CellFile {
     #[serde(default)]
     #[schemars(with = "Vec<DeviceTable>")]
     pub devices: Vec<Spanned<DeviceTable>>,
-    /// The cell's interrupt lines: pins of the IOAPICs, counted on through all of them (global system interrupts).
+    /// The cell's interrupt lines: pins of the IOAPICs, counted on through all of them (global system interrupts). Linux must
+    /// not use them. The cell gives level-triggered ones vectors from 0xf0 to 0xff.
     #[serde(default)]
     #[schemars(with = "Vec<Number>")]
     pub interrupts: Vec<Spanned<Number>>,

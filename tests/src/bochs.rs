@@ -86,6 +86,10 @@ info: action={verbosity}
     if spec.network_card {
         text.push_str("e1000: enabled=1, mac=52:54:00:12:34:56, ethmod=null\n");
     }
+    for line in &spec.hardware {
+        text.push_str(line);
+        text.push('\n');
+    }
     text
 }
 
@@ -118,6 +122,8 @@ mod tests {
         let with_card = configuration(&spec, geometry, 1);
         assert!(with_card.contains("slot2=e1000\n") && with_card.contains("\ne1000: enabled=1"));
         spec.report = true;
+        spec.hardware.push("com4: enabled=1, mode=null".to_owned());
+        assert!(configuration(&spec, geometry, 1).ends_with("\ncom4: enabled=1, mode=null\n"));
         assert!(configuration(&spec, geometry, 1).contains("info: action=report"));
     }
 }

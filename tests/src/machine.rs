@@ -73,6 +73,8 @@ pub struct Spec {
     pub modules: Vec<String>,
     /// Whether it has a network card besides, in a PCI slot of its own; on Bochs only. Nothing is connected to it.
     pub network_card: bool,
+    /// Lines added to the description of the emulated hardware; Bochs only.
+    pub hardware: Vec<String>,
     /// Whether the emulator logs what it thinks of the hardware's use; slow.
     pub report: bool,
     /// How long it may take to boot.
@@ -94,6 +96,7 @@ impl Spec {
             contents: Vec::new(),
             modules: Vec::new(),
             network_card: false,
+            hardware: Vec::new(),
             report: std::env::var_os("GAOL_BOCHS_REPORT").is_some(),
             boot_timeout: BOOT_TIMEOUT,
         }
@@ -110,6 +113,13 @@ impl Spec {
     #[must_use]
     pub fn content(mut self, there: &str, content: impl Into<Vec<u8>>) -> Self {
         self.contents.push((there.to_owned(), content.into()));
+        self
+    }
+
+    /// Adds a line to the description of the emulated hardware.
+    #[must_use]
+    pub fn hardware(mut self, line: &str) -> Self {
+        self.hardware.push(line.to_owned());
         self
     }
 

@@ -19,6 +19,7 @@ mod hostile;
 mod hypervisor_fault;
 mod images;
 mod instructions;
+mod interrupts;
 mod keys;
 mod latency;
 mod life_cycle;
@@ -51,6 +52,7 @@ pub const GROUPS: &[Group] = &[
     nmi::GROUP,
     hypervisor_fault::GROUP,
     protections::GROUP,
+    interrupts::GROUP,
     memory::GROUP,
     mmio::GROUP,
     refusals::GROUP,

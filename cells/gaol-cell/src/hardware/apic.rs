@@ -39,6 +39,11 @@ pub fn send_self(vector: Vector) {
     write(Msr::SelfIpi, vector.number().into());
 }
 
+/// Writes the interrupt command register: sends an interrupt, or what else there is, to CPUs of the cell.
+pub fn send(command: u64) {
+    write(Msr::InterruptCommand, command);
+}
+
 /// Whether the timer can expire at a value of the time stamp counter.
 pub fn has_tsc_deadline() -> bool {
     cpuid(1).ecx & 1 << 24 != 0

@@ -10,6 +10,7 @@ pub mod exceptions;
 pub mod hypercall;
 pub mod instructions;
 pub mod interrupts;
+pub mod io_apic;
 mod start;
 pub mod ticker;
 

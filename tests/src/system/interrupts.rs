@@ -1,0 +1,237 @@
+//! Interrupts of devices and between CPUs: a cell has its own, all of them and without an exit, and nobody has another's.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+
+use super::{CPUS, Context, load_modules};
+use crate::gaol::Gaol;
+use crate::runner::{Check, Group};
+
+const CELL: &str = "interrupts";
+/// Its configuration.
+const CONFIGURATION: &str = include_str!("../../../configs/interrupts.toml");
+const LINE: u32 = 3;
+/// A pin that no device has.
+const FREE_PIN: u32 = 20;
+const IO_APIC: u64 = 0xfec0_0000;
+const MASKED: u64 = 1 << 16;
+
+pub(super) const GROUP: Group = Group {
+    name: "interrupts",
+    // The cell's device: nobody opens it in Linux.
+    machine: |spec| {
+        let in_use = CONFIGURATION.replace("interrupts = [3]", "interrupts = [3, 4]");
+        Ok(spec
+            .hardware("com4: enabled=1, mode=null")
+            .content("root/in-use.toml", in_use))
+    },
+    prepare: |context| {
+        load_modules(context)?;
+        context.enable()
+    },
+    checks: &[
+        Check {
+            name: "lines-of-a-device-without-an-exit",
+            run: lines,
+        },
+        Check {
+            name: "the-root-does-not-reach-a-cells-line-or-cpu",
+            run: root,
+        },
+        Check {
+            name: "a-line-that-linux-uses-is-refused",
+            run: in_use,
+        },
+        Check {
+            name: "cpus-started-by-init-exchange-interrupts",
+            run: startup,
+        },
+    ],
+};
+
+/// Starts the cell and waits until it is through; returns what it has said since.
+fn start(context: &mut Context, what: &str) -> Result<String> {
+    let before = context.machine.check("gaol console")?.len();
+    context.start_cell(CELL, &format!("do={what}"))?;
+    for _ in 0..300 {
+        let console = context.machine.check("gaol console")?;
+        let said = console.get(before..).unwrap_or(&console);
+        ensure!(!said.contains("cell failed"), "{said}");
+        if said.contains("interrupts: done") {
+            return Ok(said.to_owned());
+        }
+        context.machine.check("sleep 0.3")?;
+    }
+    let said = context.machine.check("gaol console")?;
+    anyhow::bail!("the cell did not come to an end: {said}")
+}
+
+fn end(context: &mut Context) -> Result<()> {
+    context.machine.gaol("cell destroy interrupts --force")?;
+    context.machine.linux_is_well(CPUS)
+}
+
+fn expect(said: &str, lines: &[&str]) -> Result<()> {
+    for line in lines {
+        let line = format!("interrupts: {line}");
+        ensure!(
+            said.lines().any(|other| other.trim() == line),
+            "`{line}` is missing in: {said}"
+        );
+    }
+    Ok(())
+}
+
+/// Exits of the cell but for those that printing takes.
+fn exits(context: &mut Context) -> Result<u64> {
+    let exits: BTreeMap<String, u64> = context.machine.exits(CELL)?;
+    let counted = exits.iter().filter(|(reason, _)| *reason != "hypercall");
+    Ok(counted.map(|(_, count)| count).sum())
+}
+
+/// Waits until the cell has had ten thousand interrupts more.
+fn wait_for_more(context: &mut Context) -> Result<()> {
+    let count = context
+        .machine
+        .check("gaol console")?
+        .matches(" thousand more")
+        .count();
+    context.wait_console_count(" thousand more", count + 2)
+}
+
+fn lines(context: &mut Context) -> Result<()> {
+    let said = start(context, "lines")?;
+    expect(
+        &said,
+        &[
+            "edges: 1000 of 1000",
+            "levels: 1000 of 1000",
+            "logical: 10 of 10",
+            "everyone: 10 of 10",
+            "masked: 0 of 1",
+            "refused CPU 0: masked true, 0 came",
+            "refused a CPU that does not exist: masked true, 0 came",
+            "refused SMI: masked true, 0 came",
+            "refused a reserved mode: masked true, 0 came",
+            "refused INIT: masked true, 0 came",
+            "refused ExtINT: masked true, 0 came",
+            "refused an exception's vector: masked true, 0 came",
+            "refused a vector of Linux' level: masked true, 0 came",
+            "foreign pins masked: 6 of 6",
+            "again: 10 of 10",
+        ],
+    )?;
+    let before = exits(context)?;
+    wait_for_more(context)?;
+    let after = exits(context)?;
+    ensure!(
+        after == before,
+        "{} exits for ten thousand interrupts",
+        after - before
+    );
+    end(context)
+}
+
+fn write(context: &mut Context, register: u32, value: u32) -> Result<()> {
+    context.poke(&format!("w32 {IO_APIC:x} {register:x}"))?;
+    context.poke(&format!("w32 {:x} {value:x}", IO_APIC + 0x10))?;
+    Ok(())
+}
+
+fn read(context: &mut Context, register: u32) -> Result<u64> {
+    context.poke(&format!("w32 {IO_APIC:x} {register:x}"))?;
+    let value = context.poke(&format!("r32 {:x}", IO_APIC + 0x10))?;
+    value.ok_or_else(|| anyhow::anyhow!("the IOAPIC can't be read"))
+}
+
+/// Linux has one CPU meanwhile, so that its index register is one, too.
+fn root(context: &mut Context) -> Result<()> {
+    let low = |pin: u32| 0x10 + 2 * pin;
+    start(context, "lines")?;
+    ensure!(
+        read(context, low(LINE))? == MASKED && read(context, low(LINE) + 1)? == 0,
+        "the root sees the cell's entry"
+    );
+    for value in [0x51, 0x1_0051, 0xf3 | 1 << 15] {
+        write(context, low(LINE) + 1, 0)?;
+        write(context, low(LINE), value)?;
+        ensure!(read(context, low(LINE))? == MASKED);
+    }
+    ensure!(read(context, low(FREE_PIN))? & MASKED != 0);
+    let aim = |context: &mut Context, destination: u32, value: u32| {
+        write(context, low(FREE_PIN) + 1, destination << 24)?;
+        write(context, low(FREE_PIN), value)?;
+        let is_masked = read(context, low(FREE_PIN))? & MASKED != 0;
+        write(context, low(FREE_PIN), 0x1_0000)?;
+        anyhow::Ok(is_masked)
+    };
+    for (destination, value, is_refused) in [
+        (0, 0x61, false),
+        (2, 0x61, true),
+        // Logical ids: Linux' own CPU, and one of the cell's.
+        (1, 0x861, false),
+        (4, 0x861, true),
+        // Everyone is who is left.
+        (0xff, 0x61, false),
+        (0, 0xf5 | 1 << 15, true),
+        (0, 0x261, true),
+    ] {
+        ensure!(
+            aim(context, destination, value)? == is_refused,
+            "{value:#x} to {destination:#x}: refused is not {is_refused}"
+        );
+    }
+    wait_for_more(context)?;
+    let console = context.machine.check("gaol console")?;
+    ensure!(!console.contains("one is missing"), "{console}");
+    end(context)?;
+    ensure!(read(context, low(LINE))? & MASKED != 0);
+    Ok(())
+}
+
+fn in_use(context: &mut Context) -> Result<()> {
+    for options in ["", " --unchecked"] {
+        let command = format!("gaol cell create in-use.toml{options}");
+        let output = context
+            .machine
+            .run(&format!("cd /root && {command} 2>&1"))?;
+        ensure!(
+            output.status == 1 && output.stdout.contains("Linux uses interrupt line 4"),
+            "`{command}`: {} {}",
+            output.status,
+            output.stdout
+        );
+    }
+    context.machine.linux_is_well(CPUS)
+}
+
+fn startup(context: &mut Context) -> Result<()> {
+    let said = start(context, "startup rounds=20")?;
+    expect(
+        &said,
+        &[
+            "CPUs started up: 2 of 2",
+            "CPUs started again: 2 of 2",
+            "physical: 20 of 20",
+            "itself: 20 of 20",
+            "all: 20 of 20",
+            "all others: 20 of 20",
+            "broadcast: 20 of 20",
+            "logical broadcast: 20 of 20",
+            "a set: 20 of 20",
+            "a set with CPU 0: 20 of 20",
+            "one of a set: 20 of 20",
+            "lowest priority: 20 of 20",
+            "another cluster: 1 of 1",
+            "CPU 0: 1 of 1",
+            "lowest priority of CPU 0: 1 of 1",
+            "an illegal vector: 1 of 1",
+            "INIT de-assert: 1 of 1",
+            "all to all with lowest priority: 1 of 1",
+            "startup without INIT: 0 of 1",
+            "behind that: 20 of 20",
+        ],
+    )?;
+    end(context)
+}
