@@ -14,10 +14,6 @@ struct Operand([u64; 8]);
 const GARBAGE: u64 = 0xfff8;
 
 /// Executes an instruction.
-#[expect(
-    clippy::too_many_lines,
-    reason = "a line for each instruction, and nothing else"
-)]
 pub fn execute(instruction: Instruction) -> Outcome {
     let mut operand = Operand([0x2000, 0, 0, 0, 0, 0, 0, 0]);
     let at = &raw mut operand;
