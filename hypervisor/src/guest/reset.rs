@@ -30,7 +30,7 @@ pub struct ResetRegisters {
 }
 
 impl ResetRegisters {
-    /// Whether a port is one of them. [`RESET_CONTROL`] is among the ports of PCI configuration, which are moderated
+    /// Whether a port is one of them. `RESET_CONTROL` is among the ports of PCI configuration, which are moderated
     /// anyway.
     #[must_use]
     pub fn has(&self, port: u16) -> bool {

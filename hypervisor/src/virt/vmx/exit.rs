@@ -33,7 +33,7 @@ const EVENTS: u32 = 2;
 
 /// Moves the guest behind the instruction that exited.
 ///
-/// Where the pointer would wrap around outside 64-bit mode VM entry refuses it, and [`entry_failure`] mends it: that
+/// Where the pointer would wrap around outside 64-bit mode VM entry refuses it, and `entry_failure` mends it: that
 /// costs the frequent exits nothing.
 #[inline(always)]
 pub fn advance() {
