@@ -35,6 +35,7 @@
 #include <linux/percpu.h>
 #include <linux/proc_fs.h>
 #include <linux/seq_file.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
 #include <linux/uaccess.h>
@@ -454,14 +455,30 @@ static bool hoard_page(unsigned long pfn)
 	return true;
 }
 
-/* Where the first page of a stride can't be had, something else is in the way there, or one of the next is taken. */
+/* One of the first pages of a range. */
+static bool hoard_one_of(u64 start, u64 end)
+{
+	u64 page;
+
+	for (page = start; page < end; page += PAGE_SIZE)
+		if (hoard_page(PHYS_PFN(page)))
+			return true;
+	return false;
+}
+
+/*
+ * Where the first page of a stride can't be had, something else is in the way there, or one of the next is taken; and
+ * where a whole pageblock is not for us, one of the next pageblocks.
+ */
 static void hoard_pages(u64 start, u64 end, u64 stride)
 {
-	u64 at, page;
+	const u64 pages = min_t(u64, stride, 32 * PAGE_SIZE);
+	const u64 span = min_t(u64, stride, SZ_32M);
+	u64 at, block;
 
 	for (at = start; at < end && hoarded < MAX_HOARD; at += stride)
-		for (page = at; page < at + min_t(u64, stride, 32 * PAGE_SIZE) && page < end; page += PAGE_SIZE)
-			if (hoard_page(PHYS_PFN(page)))
+		for (block = at; block < min(at + span, end); block += SZ_2M)
+			if (hoard_one_of(block, min(block + pages, end)))
 				break;
 }
 
