@@ -236,8 +236,11 @@ fn same(before: &[u8], after: &[u8]) -> Result<()> {
 }
 
 fn violations(context: &mut Context) -> Result<u64> {
-    let exits = context.machine.exits("0")?;
-    Ok(exits.get("root_violations").copied().unwrap_or(0))
+    let stats = context.machine.gaol("cell stats root")?;
+    let violations = &stats["parts"]["root_violations"];
+    violations
+        .as_u64()
+        .with_context(|| format!("violations of the root are not counted: {stats}"))
 }
 
 fn handed_back(context: &mut Context) -> Result<()> {
