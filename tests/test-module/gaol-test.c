@@ -32,6 +32,7 @@
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/nmi.h>
+#include <linux/pci.h>
 #include <linux/percpu.h>
 #include <linux/proc_fs.h>
 #include <linux/seq_file.h>
@@ -678,12 +679,33 @@ static const struct proc_ops remains_operations = {
 
 static struct proc_dir_entry *directory;
 
+/*
+ * A driver that does nothing, for functions that are named in its new_id: what is bound to it is in use.
+ */
+static int bind_function(struct pci_dev *device, const struct pci_device_id *id)
+{
+	return 0;
+}
+
+static const struct pci_device_id no_functions[] = { { } };
+
+static struct pci_driver binding_driver = {
+	.name = "gaol-test",
+	.id_table = no_functions,
+	.probe = bind_function,
+};
+
 static int __init test_init(void)
 {
 	int error = register_nmi_handler(NMI_LOCAL, count_nmi, 0, "gaol-test");
 
 	if (error)
 		return error;
+	error = pci_register_driver(&binding_driver);
+	if (error) {
+		unregister_nmi_handler(NMI_LOCAL, "gaol-test");
+		return error;
+	}
 	hoard = kvmalloc_array(MAX_HOARD, sizeof(*hoard), GFP_KERNEL);
 	directory = hoard ? proc_mkdir("gaol-test", NULL) : NULL;
 	if (directory && proc_create_single("state", 0400, directory, state_show) &&
@@ -699,6 +721,7 @@ static int __init test_init(void)
 	}
 	proc_remove(directory);
 	kvfree(hoard);
+	pci_unregister_driver(&binding_driver);
 	unregister_nmi_handler(NMI_LOCAL, "gaol-test");
 	return -ENOMEM;
 }
@@ -710,6 +733,7 @@ static void __exit test_exit(void)
 	release_hoard();
 	kvfree(hoard);
 	stop_nmis();
+	pci_unregister_driver(&binding_driver);
 	unregister_nmi_handler(NMI_LOCAL, "gaol-test");
 }
 

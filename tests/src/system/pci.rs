@@ -276,24 +276,27 @@ fn handed_back(context: &mut Context) -> Result<()> {
 fn bound(context: &mut Context) -> Result<()> {
     let card = card(context)?;
     write_cell(context, &card)?;
-    // The IDE controller has Linux' driver, and holds the disk.
-    let bound = context.machine.check(
-        "for f in /sys/bus/pci/devices/*; do [ -e $f/driver ] && basename $f && break; done; :",
-    )?;
-    let bound = bound.trim();
-    ensure!(!bound.is_empty(), "Linux has no driver for anything");
+    let driver = "/sys/bus/pci/drivers/gaol-test";
+    let address = &card.address;
     context.machine.check(&format!(
-        "sed 's/{}/{bound}/' /root/owner.toml >/root/bound.toml",
-        card.address
+        "echo 8086 100e >{driver}/new_id && [ -e {driver}/{address} ]"
     ))?;
-    let output = context.machine.run("gaol cell create bound.toml")?;
+    let before = configuration(context, &card)?;
+    let output = context.machine.run("gaol cell create owner.toml")?;
     ensure!(output.status == 1, "it was not refused: {}", output.stdout);
-    for words in [bound, "driver", "unbind"] {
+    for words in [address.as_str(), "driver", "unbind"] {
         ensure!(
             output.stdout.contains(words),
             "`{words}` is missing: {}",
             output.stdout
         );
     }
+    same(&before, &configuration(context, &card)?)?;
+    // What the message advises helps.
+    context.machine.check(&format!(
+        "echo 8086 100e >{driver}/remove_id && echo {address} >{driver}/unbind"
+    ))?;
+    context.machine.gaol("cell create owner.toml")?;
+    context.machine.gaol("cell destroy owner --force")?;
     context.machine.linux_is_well(CPUS)
 }
