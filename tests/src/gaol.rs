@@ -52,6 +52,12 @@ pub trait Gaol {
     /// When `gaol` fails.
     fn exits(&mut self, cell: &str) -> Result<BTreeMap<String, u64>>;
 
+    /// How often `name` was counted, one of those that are a part of the exits.
+    ///
+    /// # Errors
+    /// When `gaol` fails.
+    fn part(&mut self, cell: &str, name: &str) -> Result<u64>;
+
     /// The longest times in cycles that a CPU of Linux was away since the hypervisor was enabled, by reason.
     ///
     /// # Errors
@@ -111,6 +117,15 @@ impl Gaol for Machine {
             .filter_map(|(name, count)| Some((name.clone(), count.as_u64()?)))
             .filter(|(_, count)| *count > 0)
             .collect())
+    }
+
+    fn part(&mut self, cell: &str, name: &str) -> Result<u64> {
+        let value = self.gaol(&format!("cell stats {cell}"))?;
+        let parts = value
+            .get("parts")
+            .and_then(Value::as_object)
+            .with_context(|| format!("`gaol cell stats` says {value}"))?;
+        Ok(parts.get(name).and_then(Value::as_u64).unwrap_or(0))
     }
 
     fn longest_pauses(&mut self) -> Result<BTreeMap<String, u64>> {

@@ -68,10 +68,7 @@ fn foreign_nmis(context: &mut Context) -> Result<()> {
     const NMI: u32 = 4 << 8 | 1 << 14;
     start(context, "vmx")?;
     context.wait_console("violator: survived")?;
-    let dropped = |context: &mut Context| -> Result<u64> {
-        let exits = context.machine.exits("0")?;
-        Ok(exits.get("dropped_ipis").copied().unwrap_or(0))
-    };
+    let dropped = |context: &mut Context| context.machine.part("root", "dropped_ipis");
     let before = dropped(context)?;
     for _ in 0..3 {
         context.poke(&format!("icr {CELLS_CPU:x} {NMI:x}"))?;

@@ -236,11 +236,7 @@ fn same(before: &[u8], after: &[u8]) -> Result<()> {
 }
 
 fn violations(context: &mut Context) -> Result<u64> {
-    let stats = context.machine.gaol("cell stats root")?;
-    let violations = &stats["parts"]["root_violations"];
-    violations
-        .as_u64()
-        .with_context(|| format!("violations of the root are not counted: {stats}"))
+    context.machine.part("root", "root_violations")
 }
 
 fn handed_back(context: &mut Context) -> Result<()> {
