@@ -76,7 +76,7 @@ pub fn fill_root_ports(
     bitmaps: &mut PortBitmaps,
     share: &RootShare<'_>,
     console: Option<PortRange>,
-    is_guarded: impl Fn(u16) -> bool,
+    guarded: impl Iterator<Item = u16>,
 ) {
     bitmaps.allow_all();
     if share.is_strict() {
@@ -84,7 +84,7 @@ pub fn fill_root_ports(
         foreign.for_each(|port| bitmaps.intercept(port, 1));
     }
     bitmaps.intercept(CONFIG_PORTS.first, CONFIG_PORTS.count);
-    for port in (0..=u16::MAX).filter(|port| is_guarded(*port)) {
+    for port in guarded {
         bitmaps.intercept(port, 1);
     }
     if let Some(range) = console {

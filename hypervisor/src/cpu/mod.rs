@@ -64,10 +64,10 @@ pub mod area {
     pub const DOUBLE_FAULT_STACK: u64 = 4;
     /// Machine check stack.
     pub const MACHINE_CHECK_STACK: u64 = 5;
-    /// The stack's eight pages, the last of the area: the stub enters on them.
+    /// The stack's pages, the last of the area: the stub enters on them.
     pub const STACK: u64 = 6;
-    /// Pages of the stack.
-    pub const STACK_PAGES: u64 = 8;
+    /// Pages of the stack: twice what the deepest calls take, which the search of the image adds up.
+    pub const STACK_PAGES: u64 = 5;
     /// Bytes of an area.
     pub const SIZE: u64 = (STACK + STACK_PAGES) * 4096;
 }

@@ -119,6 +119,11 @@ pub fn xapic_write(cpu: &PerCpu, offset: u16, value: u32) {
 /// The low half of the interrupt command in xAPIC mode: sends.
 #[inline(always)]
 fn xapic_command(cpu: &PerCpu, low: u32) {
+    // A fixed interrupt to the sender itself.
+    if low & (FIXED_PHYSICAL_MASK | 0x000c_0000) == 0x0004_0000 {
+        apic::write_page(register::COMMAND_LOW, low);
+        return;
+    }
     let high = apic::read_page(register::COMMAND_HIGH);
     // The one frequent form: fixed or NMI, to one APIC id, of an own CPU.
     let one_cpu = low & (FIXED_PHYSICAL_MASK & !0x400 | 0x000c_0000) == 0;

@@ -30,15 +30,24 @@ pub struct ResetRegisters {
 }
 
 impl ResetRegisters {
-    /// Whether a port is one of them. `RESET_CONTROL` is among the ports of PCI configuration, which are moderated
-    /// anyway.
+    /// The ports of the registers. `RESET_CONTROL` is among the ports of PCI configuration, which are moderated anyway.
+    pub fn ports(&self) -> impl Iterator<Item = u16> {
+        let power_control = self.power_control.into_iter().flatten();
+        [
+            KEYBOARD_DATA,
+            KEYBOARD_COMMAND,
+            SYSTEM_CONTROL,
+            RESET_CONTROL,
+        ]
+        .into_iter()
+        .chain(self.reset.map(|(port, _)| port))
+        .chain(power_control.flat_map(|first| [first, first.wrapping_add(1)]))
+    }
+
+    /// Whether a port is one of them.
     #[must_use]
     pub fn has(&self, port: u16) -> bool {
-        matches!(
-            port,
-            KEYBOARD_DATA | KEYBOARD_COMMAND | SYSTEM_CONTROL | RESET_CONTROL
-        ) || self.reset.is_some_and(|(reset, _)| reset == port)
-            || self.has_power_control(port).is_some()
+        self.ports().any(|known| known == port)
     }
 
     /// Byte of a PM1 control register, 0 or 1.

@@ -65,6 +65,14 @@ pub fn guards(port: u16) -> bool {
     GUARD.get().is_some_and(|guard| guard.registers.has(port))
 }
 
+/// The ports to which the root's writes are looked at.
+pub fn guarded_ports() -> impl Iterator<Item = u16> {
+    GUARD
+        .get()
+        .into_iter()
+        .flat_map(|guard| guard.registers.ports())
+}
+
 /// Whether all of an access is to registers that are looked at and are the root's.
 #[must_use]
 pub fn covers(port: u16, size: u32) -> bool {

@@ -257,7 +257,7 @@ fn root_bitmaps(
         port_bitmaps,
         share,
         view.hypervisor_ports(),
-        root_failure::guards,
+        root_failure::guarded_ports(),
     );
     if let Some(root) = published(lifecycle::ROOT) {
         root.publish(ept.root(), msrs, ports);

@@ -52,7 +52,7 @@ const BOUNDED: &[(&str, u64)] = &[
 const LEVELS: u64 = 5;
 
 /// Bytes of a CPU's main stack.
-pub const STACK: u64 = 8 * 4096;
+pub const STACK: u64 = 5 * 4096;
 /// What the exit path may take of it: the rest is a margin for an exception's frame and its report.
 pub const STACK_LIMIT: u64 = STACK * 3 / 4;
 /// Bytes of the stacks of NMIs, double faults and machine checks.
