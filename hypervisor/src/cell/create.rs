@@ -4,9 +4,9 @@
 use gaol_abi::MAX_CELLS;
 use gaol_abi::config::{
     CELL_SIGNATURE, CellHeader, MAX_CELL_SIZE, MAX_MEMORY_REGIONS, MAX_PORT_RANGES,
-    MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_EXECUTE, MEMORY_ROOT_SHARED, MEMORY_SHARED,
-    MEMORY_TYPE_MASK, MEMORY_TYPE_UNCACHEABLE, MEMORY_TYPE_WRITE_COMBINING,
-    MEMORY_TYPE_WRITE_PROTECTED, MEMORY_TYPE_WRITE_THROUGH, MEMORY_WRITE, MemoryRegion, PortRange,
+    MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_EXECUTE, MEMORY_TYPE_MASK, MEMORY_TYPE_UNCACHEABLE,
+    MEMORY_TYPE_WRITE_COMBINING, MEMORY_TYPE_WRITE_PROTECTED, MEMORY_TYPE_WRITE_THROUGH,
+    MEMORY_WRITE, MemoryRegion, PortRange,
 };
 use gaol_abi::hypercall::Errno;
 use gaol_abi::outcome::Reason;
@@ -14,6 +14,7 @@ use gaol_config::CpuSet;
 use gaol_config::binary::{CellView, Refusal};
 use gaol_config::ledger::CellId;
 
+use super::carve::{carve, return_memory, set_root_ports, used_by_others};
 use super::communication::Communication;
 use super::lifecycle::{self, ROOT};
 use super::processors::{flush_root, move_cpus};
@@ -26,7 +27,7 @@ use crate::guest::{io_apic, root_failure};
 use crate::launch::parameters;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::memory_types::MemoryType;
-use crate::memory::page_table::{Access, Attributes, Ept, Flush, PageTable};
+use crate::memory::page_table::{Access, Attributes, Ept, PageTable};
 use crate::region;
 use crate::system::{self, Machinery, Management, PoolTables, map_failure, release, zeroed_frame};
 use crate::trace::public;
@@ -349,138 +350,6 @@ fn fill_bitmaps(cell: &Cell, view: &CellView<'_>) {
     confinement::fill_cell_ports(ports, cell.ports.iter().take(cell.port_count));
 }
 
-/// Memory that leaves the root with this cell.
-pub fn taken_from_root(region: &MemoryRegion) -> bool {
-    region.flags & (MEMORY_COMMUNICATION | MEMORY_ROOT_SHARED) == 0
-}
-
-/// Takes the cell's memory and ports from the root.
-fn carve(machinery: &mut Machinery, cpu: &PerCpu, cell: &mut Cell) -> Result<(), Failure> {
-    let mut flush = Flush::Nothing;
-    for (index, region) in cell.regions().enumerate() {
-        if !taken_from_root(region) || cell.is_in_use(index) {
-            continue;
-        }
-        match carve_region(machinery, region) {
-            Ok(more) => flush = flush.and(more),
-            Err(failure) => {
-                flush = flush.and(return_memory(machinery, cell, index)?);
-                if flush.is_needed() {
-                    flush_root(cpu)?;
-                }
-                return Err(failure);
-            }
-        }
-    }
-    if flush.is_needed()
-        && let Err(failure) = flush_root(cpu)
-    {
-        return_memory(machinery, cell, cell.memory_count)?.ignore();
-        return Err(failure);
-    }
-    set_root_ports(machinery, cell, true);
-    Ok(())
-}
-
-fn carve_region(machinery: &mut Machinery, region: &MemoryRegion) -> Result<Flush, Failure> {
-    if parts::is_part(region) {
-        return parts::take(machinery, region);
-    }
-    machinery
-        .root_ept
-        .map_hole(&mut PoolTables(&mut machinery.pool), root_range(region)?)
-        .map_err(map_failure)
-}
-
-/// A region as a range of the root's guest-physical memory, which is host-physical.
-pub fn root_range(region: &MemoryRegion) -> Result<Range<GuestPhysical>, Failure> {
-    Range::new(GuestPhysical::new(region.physical), region.size)
-        .ok_or(Failure::configuration(Reason::RegionInvalid, 0))
-}
-
-/// Maps the first `count` regions of the cell back to the root with the types they had, run by run, but for those that
-/// another cell has as well. Never needs a frame.
-pub fn return_memory(
-    machinery: &mut Machinery,
-    cell: &Cell,
-    count: usize,
-) -> Result<Flush, Failure> {
-    let mut flush = Flush::Nothing;
-    for (index, region) in cell.regions().enumerate().take(count) {
-        if !taken_from_root(region) || cell.is_in_use(index) {
-            continue;
-        }
-        flush = flush.and(if parts::is_part(region) {
-            parts::give(machinery, region)?
-        } else {
-            map_to_root(machinery, region, false)?
-        });
-    }
-    Ok(flush)
-}
-
-/// Maps one region to the root as it was before; `keep_tables`: for a while.
-pub fn map_to_root(
-    machinery: &mut Machinery,
-    region: &MemoryRegion,
-    keep_tables: bool,
-) -> Result<Flush, Failure> {
-    let mut flush = Flush::Nothing;
-    let end = region.physical.saturating_add(region.size);
-    let mut at = region.physical;
-    while at < end {
-        let (kind, run) = machinery.memory_types.uniform_run(HostPhysical::new(at));
-        let most = run.min(end.saturating_sub(at));
-        let (is_roots, run) =
-            system::root_share().map_or((true, most), |share| share.run(at, most));
-        let length = run & !0xfff;
-        if length == 0 {
-            break;
-        }
-        if !is_roots && !keep_tables {
-            at = at.saturating_add(length);
-            continue;
-        }
-        let range = Range::new(GuestPhysical::new(at), length)
-            .ok_or(Failure::configuration(Reason::RegionInvalid, 0))?;
-        let all = Attributes::new(Access::READ | Access::WRITE | Access::EXECUTE, kind);
-        let tables = &mut PoolTables(&mut machinery.pool);
-        let done = if keep_tables {
-            machinery
-                .root_ept
-                .map_keeping_tables(tables, range, HostPhysical::new(at), all)
-        } else {
-            machinery
-                .root_ept
-                .map(tables, range, HostPhysical::new(at), all)
-        };
-        flush = flush.and(done.map_err(map_failure)?);
-        at = at.saturating_add(length);
-    }
-    if keep_tables {
-        return Ok(flush);
-    }
-    Ok(flush.and(parts::return_moderated(machinery, region.physical, end)?))
-}
-
-/// Takes the cell's ports from the root, or gives them back. The processor reads the bitmap at each access.
-pub fn set_root_ports(machinery: &Machinery, cell: &Cell, taken: bool) {
-    // SAFETY: the root's bitmaps, two frames that are kept for ever; changed under the management lock, and processors read
-    // single bytes of them at any time.
-    let bitmaps = unsafe { &mut *(region::address_of(machinery.root_ports) as *mut PortBitmaps) };
-    for range in cell.ports.iter().take(cell.port_count) {
-        if taken {
-            bitmaps.intercept(range.first, range.count);
-        } else {
-            let ports = (range.first..=u16::MAX).take(usize::from(range.count));
-            ports
-                .filter(|port| system::root_share().is_none_or(|share| share.has_port(*port)))
-                .filter(|port| !root_failure::guards(*port))
-                .for_each(|port| bitmaps.allow(port, 1));
-        }
-    }
-}
-
 /// Takes the cell's functions from the root in two steps: how large their registers are can be seen when the root has no
 /// way to them any more.
 fn take_devices(
@@ -541,31 +410,6 @@ pub fn settle(machinery: &mut Machinery) {
     machinery.pool.reclaim();
     parts::settle(machinery);
     system::publish_pool(&machinery.pool);
-}
-
-/// Bit n: region n of `cell`, which has the number `id`, is one that another cell has as well, or is in a page that another
-/// cell has a part of as well.
-pub fn used_by_others(cells: &[Option<Cell>; MAX_CELLS], id: usize, cell: &Cell) -> u64 {
-    let is_shared =
-        |region: &MemoryRegion| region.flags & (MEMORY_ROOT_SHARED | MEMORY_SHARED) != 0;
-    let mut bits = 0u64;
-    for (index, region) in cell
-        .regions()
-        .enumerate()
-        .filter(|(_, region)| is_shared(region) || parts::is_part(region))
-    {
-        let others = cells.iter().enumerate().filter(|(other, _)| *other != id);
-        let mut regions = others
-            .filter_map(|(_, cell)| cell.as_ref())
-            .flat_map(Cell::regions);
-        let is_same = |other: &MemoryRegion| {
-            is_shared(other) && is_shared(region) && other.physical == region.physical
-        };
-        if regions.any(|other| is_same(other) || parts::are_in_one_page(other, region)) {
-            bits |= 1u64.checked_shl(index as u32).unwrap_or(0);
-        }
-    }
-    bits
 }
 
 /// Gives all frames of a cell back. No CPU belongs to it any more.

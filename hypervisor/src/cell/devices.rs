@@ -12,7 +12,7 @@ use gaol_config::binary::CellView;
 use gaol_config::ledger::function_number;
 
 use super::moderated::{self, Moderated, Table, What};
-use super::{Cell, Phase, create, parts};
+use super::{Cell, Phase, carve, parts};
 use crate::cpu::PerCpu;
 use crate::device::pci::assigned::{self, Slot};
 use crate::device::pci::function::{Decoded, Terms};
@@ -147,7 +147,7 @@ fn kept_from_root(slot: &Slot, of: &Cell, mut visit: impl FnMut(MemoryRegion)) {
         let is_moderated = of.regions().any(|region| {
             let touches =
                 region.physical < end && region.physical.saturating_add(region.size) > bar.address;
-            touches && (parts::has_widths(region) || !create::taken_from_root(region))
+            touches && (parts::has_widths(region) || !carve::taken_from_root(region))
         });
         if !bar.is_ports && is_pages && !is_moderated {
             visit(root_region(bar.address, bar.size));
@@ -164,7 +164,7 @@ pub fn carve(machinery: &mut Machinery, id: u32, cell: &Cell) -> Result<Flush, F
             if done.is_err() {
                 return;
             }
-            let hole = create::root_range(&region).and_then(|range| {
+            let hole = carve::root_range(&region).and_then(|range| {
                 let tables = &mut PoolTables(&mut machinery.pool);
                 let root = &mut machinery.root_ept;
                 root.map_hole(tables, range).map_err(map_failure)
@@ -185,7 +185,7 @@ pub fn give(machinery: &mut Machinery, id: u32, cell: &Cell) -> Result<Flush, Fa
     let mut done = Ok(());
     for slot in assigned::of_cell(id) {
         kept_from_root(slot, cell, |region| {
-            match create::map_to_root(machinery, &region, false) {
+            match carve::map_to_root(machinery, &region, false) {
                 Ok(more) => flush = flush.and(more),
                 Err(failure) => done = Err(failure),
             }

@@ -15,11 +15,11 @@ use gaol_abi::public::CpuState;
 use gaol_config::CpuSet;
 use gaol_config::ledger::CellId;
 
-use super::communication::Facts;
-use super::create::{
-    dismantle, map_to_root, return_memory, root_range, set_root_ports, settle, taken_from_root,
-    used_by_others,
+use super::carve::{
+    map_to_root, return_memory, root_range, set_root_ports, taken_from_root, used_by_others,
 };
+use super::communication::Facts;
+use super::create::{dismantle, settle};
 use super::decision::{self, Asked, Destroy, Situation, StartRefusal, Stop, StopRefusal};
 use super::processors::{flush_root, has_joined, move_cpu, move_cpus, request};
 use super::watchdog::{Look, Policy};

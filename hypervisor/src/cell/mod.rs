@@ -3,6 +3,7 @@
 //! A [`Cell`] is changed under the management lock only. What a CPU must know when it joins a cell is [`Published`]
 //! beforehand, in atomics, so that no CPU waits for the lock.
 
+pub mod carve;
 pub mod communication;
 pub mod confinement;
 pub mod create;

@@ -10,7 +10,7 @@ use gaol_abi::outcome::Reason;
 use super::lifecycle::ROOT;
 use super::moderated::{self, Moderated, TableFull, What};
 use super::root::RootShare;
-use super::{Cell, create};
+use super::{Cell, carve};
 use crate::error::Failure;
 use crate::launch::parameters;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
@@ -44,8 +44,8 @@ const fn page_of(region: &MemoryRegion) -> u64 {
 pub fn are_in_one_page(first: &MemoryRegion, second: &MemoryRegion) -> bool {
     is_part(first)
         && is_part(second)
-        && create::taken_from_root(first)
-        && create::taken_from_root(second)
+        && carve::taken_from_root(first)
+        && carve::taken_from_root(second)
         && page_of(first) == page_of(second)
 }
 
@@ -119,7 +119,7 @@ pub fn take(machinery: &mut Machinery, region: &MemoryRegion) -> Result<Flush, F
 /// Maps the page of a part to the root as it was. [`settle`] does the rest when no CPU knows the old state any more.
 pub fn give(machinery: &mut Machinery, region: &MemoryRegion) -> Result<Flush, Failure> {
     match whole_page(region) {
-        Some(page) => create::map_to_root(machinery, &page, false),
+        Some(page) => carve::map_to_root(machinery, &page, false),
         None => Ok(Flush::Nothing),
     }
 }
