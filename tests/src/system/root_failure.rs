@@ -144,8 +144,21 @@ fn reset_port(context: &mut Context) -> Result<()> {
 fn reset(context: &mut Context) -> Result<()> {
     start(context, "reset.toml")?;
     later(context, "echo outb cf9 6 >/proc/gaol-test/poke")?;
-    // This is the reset after which Bochs' BIOS can start the machine again: there is another Linux.
-    context.machine.console().wait_text("ready ", PATIENCE)?;
+    // After this reset Bochs' BIOS starts the machine again, or stumbles: there is another Linux, or CPU 0 is in the BIOS.
+    if context
+        .machine
+        .console()
+        .wait_text("ready ", PATIENCE)
+        .is_ok()
+    {
+        return Ok(());
+    }
+    let log = context.machine.emulator_log();
+    let last = log.lines().rfind(|line| line.starts_with("(0)"));
+    ensure!(
+        last.is_some_and(|line| line.contains(" f000:")),
+        "the machine was not reset; CPU 0 is at: {last:?}"
+    );
     Ok(())
 }
 
