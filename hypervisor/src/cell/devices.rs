@@ -179,7 +179,7 @@ pub fn carve(machinery: &mut Machinery, id: u32, cell: &Cell) -> Result<Flush, F
     done.map(|()| flush)
 }
 
-/// Gives the root what [`carve`] has taken. Never needs a frame.
+/// Gives the root what [`carve()`] has taken. Never needs a frame.
 pub fn give(machinery: &mut Machinery, id: u32, cell: &Cell) -> Result<Flush, Failure> {
     let mut flush = Flush::Nothing;
     let mut done = Ok(());
