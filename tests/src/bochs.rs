@@ -11,6 +11,9 @@ use anyhow::{Context, Result};
 use crate::disk::Geometry;
 use crate::machine::{SECOND_SERIAL, Spec};
 
+/// The usual CPU model: all of VMX that Bochs has.
+pub const MODEL: &str = "corei7_haswell_4770";
+
 /// Where the machine's files are, below its directory.
 pub(crate) const DISK: &str = "disk.img";
 const CONFIGURATION: &str = "bochsrc";
@@ -96,10 +99,11 @@ info: action={verbosity}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Platform;
 
     #[test]
     fn the_configuration_describes_the_machine() {
-        let mut spec = Spec::new("name");
+        let mut spec = Spec::new("name", Platform::Bochs);
         spec.cpus = 3;
         spec.memory_mib = 768;
         let geometry = Geometry {

@@ -37,6 +37,9 @@ const COMMAND_LINE: &str = "console=ttyS0,115200 quiet nokaslr idle=nomwait miti
 /// The second serial port, where the hypervisor's own console writes.
 pub(crate) const SECOND_SERIAL: &str = "hypervisor.log";
 
+/// Where the emulators say what they think.
+const EMULATOR_LOGS: [&str; 3] = ["bochs.out", "qemu.out", qemu::LOG];
+
 /// What a machine runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Platform {
@@ -44,8 +47,27 @@ pub enum Platform {
     Bochs,
     /// QEMU with the host's own VMX.
     Kvm,
-    /// QEMU without: no VMX, but VT-d with interrupt remapping.
+    /// QEMU without, which emulates SVM and VT-d with interrupt remapping.
     Qemu,
+}
+
+impl Platform {
+    /// As people name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bochs => "bochs",
+            Self::Kvm => "kvm",
+            Self::Qemu => "qemu",
+        }
+    }
+
+    /// The file with its configuration.
+    pub fn system(self) -> &'static str {
+        match self {
+            Self::Bochs | Self::Kvm => "bochs.toml",
+            Self::Qemu => "qemu.toml",
+        }
+    }
 }
 
 /// A machine to be started.
@@ -71,10 +93,12 @@ pub struct Spec {
     pub contents: Vec<(String, Vec<u8>)>,
     /// Modules of the stock kernel to be loaded at boot.
     pub modules: Vec<String>,
-    /// Whether it has a network card besides, in a PCI slot of its own; on Bochs only. Nothing is connected to it.
+    /// Whether it has a network card (`e1000`) besides, in a PCI slot of its own. Nothing is connected to it.
     pub network_card: bool,
     /// Lines added to the description of the emulated hardware; Bochs only.
     pub hardware: Vec<String>,
+    /// What is particular to QEMU.
+    pub qemu: qemu::Hardware,
     /// Whether the emulator logs what it thinks of the hardware's use; slow.
     pub report: bool,
     /// How long it may take to boot.
@@ -82,14 +106,19 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// The usual machine: 4 CPUs of a model with all of VMX that the emulator has, 512 MiB.
-    pub fn new(name: &str) -> Self {
+    /// The usual machine: 4 CPUs of a model with all of VMX or SVM that the emulator has, 512 MiB.
+    pub fn new(name: &str, platform: Platform) -> Self {
+        let model = match platform {
+            Platform::Bochs => bochs::MODEL,
+            Platform::Qemu => qemu::MODEL,
+            Platform::Kvm => "host",
+        };
         Self {
             name: name.to_owned(),
-            platform: Platform::Bochs,
+            platform,
             cpus: 4,
             memory_mib: 512,
-            model: "corei7_haswell_4770".to_owned(),
+            model: model.to_owned(),
             instructions_per_second: 50_000_000,
             command_line: String::new(),
             files: Vec::new(),
@@ -97,6 +126,13 @@ impl Spec {
             modules: Vec::new(),
             network_card: false,
             hardware: Vec::new(),
+            qemu: qemu::Hardware {
+                iommu: match platform {
+                    Platform::Qemu => qemu::Iommu::Interrupts,
+                    Platform::Bochs | Platform::Kvm => qemu::Iommu::None,
+                },
+                ..qemu::Hardware::default()
+            },
             report: std::env::var_os("GAOL_BOCHS_REPORT").is_some(),
             boot_timeout: BOOT_TIMEOUT,
         }
@@ -198,6 +234,10 @@ impl Machine {
         fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
         let lock = lock(&directory)?;
+        // What an earlier machine of this name has said.
+        for name in EMULATOR_LOGS.iter().chain(&[SECOND_SERIAL]) {
+            let _ = fs::remove_file(directory.join(name));
+        }
 
         let (emulator, stream) = start(|port| spec.emulator(&directory, port), &directory)?;
         let console = Console::new(stream, &directory.join("console.log"));
@@ -290,11 +330,16 @@ impl Machine {
 
     /// What the emulator itself has said.
     pub fn emulator_log(&self) -> String {
-        ["bochs.out", "qemu.out"]
+        EMULATOR_LOGS
             .iter()
             .filter_map(|name| fs::read(self.directory.join(name)).ok())
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .collect()
+    }
+
+    /// Whether a CPU had a triple fault that the emulator tells of; some end then without another word.
+    pub fn had_triple_fault(&self) -> bool {
+        self.emulator_log().contains(qemu::TRIPLE_FAULT)
     }
 
     /// Its console, for waits that [`Machine::run`] does not cover.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::artefacts;
-use crate::machine::{Machine, Spec};
+use crate::machine::{Machine, Platform, Spec};
 use crate::system::Context;
 
 /// One thing to be shown.
@@ -172,7 +172,7 @@ fn boot(group: &Group, boots: u32) -> Result<Context> {
         1 => format!("test-{}", group.name),
         _ => format!("test-{}-{boots}", group.name),
     };
-    let spec = (group.machine)(with_artefacts(Spec::new(&name))?)?;
+    let spec = (group.machine)(with_artefacts(Spec::new(&name, Platform::Bochs))?)?;
     let mut context = Context {
         machine: Machine::boot(&spec)?,
     };
@@ -208,6 +208,8 @@ pub fn with_artefacts(mut spec: Spec) -> Result<Spec> {
 fn describe(error: anyhow::Error, machine: &mut Machine) -> anyhow::Error {
     let alive = if machine.is_alive() {
         "the machine still answers"
+    } else if machine.had_triple_fault() {
+        "the machine is lost: a CPU had a triple fault"
     } else {
         "the machine is lost"
     };
@@ -235,7 +237,7 @@ fn machines_at_once() -> usize {
         })
         .unwrap_or(0)
         / 1024;
-    let each = u64::from(Spec::new("").memory_mib) + EMULATOR_MIB;
+    let each = u64::from(Spec::new("", Platform::Bochs).memory_mib) + EMULATOR_MIB;
     let fitting = usize::try_from(available / each).unwrap_or(usize::MAX);
     cores.min(fitting).clamp(1, 2)
 }

@@ -8,7 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use gaol_tests::artefacts;
 use gaol_tests::machine::{Machine, Platform, Spec};
+use gaol_tests::qemu::Iommu;
 use gaol_tests::runner;
+
+use crate::place::Where;
 
 /// What the machine is like, and what it is to do.
 #[derive(clap::Args)]
@@ -28,9 +31,9 @@ pub struct Arguments {
     /// Go on when a command fails
     #[arg(long)]
     keep_going: bool,
-    /// Run on the host's own VMX, with KVM
-    #[arg(long)]
-    kvm: bool,
+    /// What the machine runs on: Bochs emulates VMX, QEMU emulates SVM and VT-d, KVM passes the host's own VMX on
+    #[arg(long, value_enum, default_value_t = Where::Bochs)]
+    machine: Where,
     /// Number of CPUs
     #[arg(long, default_value_t = 4)]
     cpus: u32,
@@ -49,9 +52,49 @@ pub struct Arguments {
     /// Let the emulator log what it thinks of the hardware's use (slow)
     #[arg(long)]
     bochs_report: bool,
+    #[command(flatten)]
+    qemu: Qemu,
     /// Seconds that a command may take
     #[arg(long, default_value_t = 300)]
     timeout: u64,
+}
+
+/// What is particular to QEMU.
+#[derive(clap::Args)]
+#[command(next_help_heading = "On QEMU")]
+struct Qemu {
+    /// The IOMMU: `none`, VT-d that remaps DMA, or interrupts as well
+    #[arg(long, value_enum, default_value_t = Remapping::Interrupts)]
+    iommu: Remapping,
+    /// Leave the device `edu` out, which does DMA on command
+    #[arg(long)]
+    no_edu: bool,
+    /// Leave the network card `e1000e` out
+    #[arg(long, conflicts_with = "network")]
+    no_network: bool,
+    /// What the network card is connected to, as QEMU's `-netdev` says it, without an id
+    #[arg(long, value_name = "WIRE", default_value = "")]
+    network: String,
+    /// A thread of the host for each CPU
+    #[arg(long)]
+    threads: bool,
+    /// Count instructions instead of time; takes `--append maxcpus=1` where there are several CPUs
+    #[arg(long)]
+    icount: bool,
+    /// Start again after a reset
+    #[arg(long)]
+    reboots: bool,
+    /// A further argument of QEMU
+    #[arg(long = "qemu", value_name = "ARGUMENT", allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// The IOMMU.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Remapping {
+    None,
+    Dma,
+    Interrupts,
 }
 
 /// Boots the machine and runs the commands; fails with the first that fails.
@@ -84,6 +127,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         eprintln!("# {command}");
         let output = machine.run_for(&command, timeout);
         let log = machine.hypervisor_log();
+        if output.is_err() && machine.had_triple_fault() {
+            eprintln!("a CPU had a triple fault; qemu.log has its state");
+        }
         let output = output.with_context(|| {
             let tail: Vec<&str> = log.lines().rev().take(20).collect();
             let tail: Vec<&str> = tail.into_iter().rev().collect();
@@ -109,10 +155,21 @@ fn spec(arguments: &Arguments) -> Result<Spec> {
         Some(name) => name.clone(),
         None => format!("boot-{}", std::process::id()),
     };
-    let mut spec = Spec::new(&name);
-    if arguments.kvm {
-        spec.platform = Platform::Kvm;
+    let mut spec = Spec::new(&name, arguments.machine.platform());
+    let qemu = &arguments.qemu;
+    if spec.platform == Platform::Qemu {
+        spec.qemu.iommu = match qemu.iommu {
+            Remapping::None => Iommu::None,
+            Remapping::Dma => Iommu::Dma,
+            Remapping::Interrupts => Iommu::Interrupts,
+        };
     }
+    spec.qemu.edu = !qemu.no_edu;
+    spec.qemu.network = (!qemu.no_network).then(|| qemu.network.clone());
+    spec.qemu.threads = qemu.threads;
+    spec.qemu.counts_instructions = qemu.icount;
+    spec.qemu.reboots = qemu.reboots;
+    spec.qemu.arguments.clone_from(&qemu.arguments);
     spec.cpus = arguments.cpus;
     spec.memory_mib = arguments.memory;
     spec.report |= arguments.bochs_report;

@@ -9,6 +9,7 @@ mod demo;
 mod flatten;
 mod fuzz;
 mod image;
+mod place;
 mod process;
 mod progress;
 mod setup;

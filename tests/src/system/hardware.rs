@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{CPUS, Context, SYSTEM};
 use crate::gaol::Gaol;
-use crate::machine::Platform;
+use crate::machine::{Platform, Spec};
 use crate::runner::{Check, Group};
 
 pub(super) const GROUP: Group = Group {
@@ -35,10 +35,10 @@ pub(super) const GROUP: Group = Group {
 pub(super) const WITHOUT_VMX: Group = Group {
     name: "hardware-without-vmx",
     machine: |spec| {
-        let mut spec = spec.module("msr");
-        spec.platform = Platform::Qemu;
-        spec.model = "Haswell-noTSX".to_owned();
-        Ok(spec)
+        let mut other = Spec::new(&spec.name, Platform::Qemu).module("msr");
+        other.model = "Haswell-noTSX".to_owned();
+        other.files = spec.files;
+        Ok(other)
     },
     prepare: mount_security,
     checks: &[Check {

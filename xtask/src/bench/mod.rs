@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use gaol_abi::image::{ImageHeader, LINK_BASE};
 use gaol_tests::artefacts;
 use gaol_tests::gaol::{self, Gaol};
-use gaol_tests::machine::{Machine, Spec};
+use gaol_tests::machine::{Machine, Platform, Spec};
 use gaol_tests::runner;
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectSymbol};
@@ -75,7 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     build::run(&progress, &toolchain, build::PARTS)?;
     let spec = Spec {
         cpus: CPUS,
-        ..runner::with_artefacts(Spec::new("bench"))?
+        ..runner::with_artefacts(Spec::new("bench", Platform::Bochs))?
     }
     // A serial console would be measured as well.
     .content("root/quiet.toml", "[console]\n".to_owned());

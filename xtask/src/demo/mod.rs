@@ -88,14 +88,17 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn spec(place: Where) -> Result<Spec> {
-    let mut spec = runner::with_artefacts(Spec::new("demo"))?;
+    let platform = match place {
+        Where::Bochs => Platform::Bochs,
+        Where::Kvm => Platform::Kvm,
+    };
+    let mut spec = runner::with_artefacts(Spec::new("demo", platform))?;
     spec.cpus = CPUS;
     if place == Where::Kvm {
         if let Err(reason) = qemu::nested_vmx() {
             bail!("{reason}: run without `--machine kvm`, which takes Bochs");
         }
         setup::qemu()?;
-        spec.platform = Platform::Kvm;
         eprintln!("note: Gaol was never tried on KVM; Bochs is what it is tested on");
     }
     Ok(spec)
