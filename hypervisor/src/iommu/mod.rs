@@ -1,6 +1,7 @@
 //! IOMMUs: what keeps devices to the memory and the interrupts of their owner.
 //!
-//! Today there is the logic of Intel's only, and no code yet that programs one: no image links it.
+//! [`service`] is what the rest of the hypervisor asks for; [`vtd`] is the logic of Intel's, host-tested.
 #![forbid(unsafe_code)]
 
+pub mod service;
 pub mod vtd;
