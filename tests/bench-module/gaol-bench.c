@@ -100,6 +100,13 @@ static __always_inline void do_vmcall(void)
 	asm volatile("vmcall" : "+a" (result) : "D" (0ul), "S" (0ul) : "memory");
 }
 
+static __always_inline void do_vmmcall(void)
+{
+	u64 result = HYPERCALL_GET_INFO;
+
+	asm volatile("vmmcall" : "+a" (result) : "D" (0ul), "S" (0ul) : "memory");
+}
+
 /* The same but for one byte of the instruction, which needs no hypervisor. */
 static __always_inline void do_no_vmcall(void)
 {
@@ -137,6 +144,7 @@ BENCH(empty, (void)0)
 BENCH(cpuid, do_cpuid())
 BENCH(no_vmcall, do_no_vmcall())
 BENCH(vmcall, do_vmcall())
+BENCH(vmmcall, do_vmmcall())
 BENCH(rdmsr_pat, do_rdmsr(MSR_IA32_CR_PAT))
 BENCH(rdmsr_mtrr_def_type, do_rdmsr(MSR_MTRRdefType))
 BENCH(xsetbv, do_xsetbv(context->xcr0))
@@ -209,8 +217,12 @@ static int bench_show(struct seq_file *file, void *unused)
 	MEASURE(empty);
 	MEASURE(cpuid);
 	MEASURE(no_vmcall);
-	if (has_hypercalls())
-		MEASURE(vmcall);
+	if (has_hypercalls()) {
+		if (boot_cpu_has(X86_FEATURE_SVM))
+			MEASURE(vmmcall);
+		else
+			MEASURE(vmcall);
+	}
 	MEASURE(rdmsr_pat);
 	MEASURE(rdmsr_mtrr_def_type);
 	if (boot_cpu_has(X86_FEATURE_OSXSAVE)) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::gaol::{Gaol, Histogram};
-use crate::machine::Machine;
+use crate::machine::{Machine, Platform};
 
 /// Keeps Linux busy: a CPU in a loop, memory copied, system calls and processes.
 const LOAD: &str = "\
@@ -24,6 +24,41 @@ pub struct Run {
     pub histogram: Histogram,
     /// VM exits of the cell from its first tick to its last.
     pub exits: u64,
+}
+
+/// The exits that so many ticks take on a machine.
+///
+/// Where a tick takes some, the first one's or the last one's may lie outside of what the cell counts.
+pub fn are_of_ticks(platform: Platform, exits: u64, ticks: u64) -> bool {
+    let each = platform.exits_a_tick();
+    exits.abs_diff(ticks * each) <= 2 * each
+}
+
+/// Asserts that a run is as promised: all ticks measured and counted, and no exits but those of the ticks. Where the
+/// machine's time is not the host's, none is missed, either.
+///
+/// # Errors
+/// With what is not.
+pub fn is_as_promised(platform: Platform, run: &Run, ticks: u64) -> Result<()> {
+    let histogram = &run.histogram;
+    ensure!(
+        histogram.ticks_done == ticks,
+        "{} of {ticks} ticks were measured",
+        histogram.ticks_done
+    );
+    ensure!(
+        histogram.missed == 0 || !platform.counts_instructions(),
+        "{} ticks were missed",
+        histogram.missed
+    );
+    let counted: u64 = histogram.counts.iter().sum();
+    ensure!(counted == ticks, "the histogram has {counted} ticks");
+    ensure!(
+        are_of_ticks(platform, run.exits, ticks),
+        "the cell left {} times for the hypervisor in {ticks} ticks",
+        run.exits
+    );
+    Ok(())
 }
 
 /// Puts Linux under load, until [`stop_load`].

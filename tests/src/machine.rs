@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use gaol_abi::image::Vendor;
 
 use crate::artefacts;
 use crate::bochs;
@@ -59,6 +60,44 @@ impl Platform {
             Self::Kvm => "kvm",
             Self::Qemu => "qemu",
         }
+    }
+
+    /// What the hypervisor takes.
+    pub fn vendor(self) -> Vendor {
+        match self {
+            Self::Bochs | Self::Kvm => Vendor::Vmx,
+            Self::Qemu => Vendor::Svm,
+        }
+    }
+
+    /// The file with the hypervisor's image.
+    pub fn image(self) -> &'static str {
+        match self.vendor() {
+            Vendor::Svm => "gaol-svm.bin",
+            _ => "gaol-vmx.bin",
+        }
+    }
+
+    /// The name under which exits for memory that a guest does not have are counted.
+    pub fn memory_exit(self) -> &'static str {
+        match self.vendor() {
+            Vendor::Svm => "nested_page_fault",
+            _ => "ept_violation",
+        }
+    }
+
+    /// Exits that each tick of a cell's timer takes: none with an x2APIC. QEMU's CPUs have none, nor a deadline timer:
+    /// there the end of the interrupt exits, and setting the timer.
+    pub fn exits_a_tick(self) -> u64 {
+        match self {
+            Self::Bochs | Self::Kvm => 0,
+            Self::Qemu => 2,
+        }
+    }
+
+    /// Whether its time is the number of instructions; else it is the host's, and nothing may be asserted about it.
+    pub fn counts_instructions(self) -> bool {
+        self == Self::Bochs
     }
 
     /// The file with its configuration.

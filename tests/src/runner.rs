@@ -31,22 +31,67 @@ pub struct Group {
     pub machine: fn(Spec) -> Result<Spec>,
     /// What is done after each boot.
     pub prepare: fn(&mut Context) -> Result<()>,
+    /// What cannot be shown on some machine; everything else is shown on each.
+    pub except: &'static [Except],
     /// The checks, in the order in which they run.
     pub checks: &'static [Check],
 }
 
-/// What the runner tells while it works.
+/// What is not run on a machine, since only another has what it takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Except {
+    machine: Platform,
+    /// The check; none: the whole group.
+    check: Option<&'static str>,
+    reason: &'static str,
+}
+
+impl Except {
+    /// The whole group is not run on the machine.
+    pub const fn group(machine: Platform, reason: &'static str) -> Self {
+        Self {
+            machine,
+            check: None,
+            reason,
+        }
+    }
+
+    /// One check is not run on the machine.
+    pub const fn check(machine: Platform, check: &'static str, reason: &'static str) -> Self {
+        Self {
+            machine,
+            check: Some(check),
+            reason,
+        }
+    }
+
+    /// Whether the group has what is excepted.
+    #[cfg(test)]
+    pub(crate) fn exists(&self, group: &Group) -> bool {
+        self.check
+            .is_none_or(|name| group.checks.iter().any(|check| check.name == name))
+    }
+
+    fn is_of(&self, machine: Platform, check: &str) -> bool {
+        self.machine == machine && self.check.is_none_or(|one| one == check)
+    }
+}
+
+/// The machines that system tests run on.
+pub const MACHINES: [Platform; 2] = [Platform::Bochs, Platform::Qemu];
+
+/// What the runner tells while it works. Groups and checks bear the names of their machines.
 pub enum Event<'a> {
     /// A group's machine boots.
     Boot(&'a str),
-    /// A check starts: group and name.
-    Start(&'a str, &'a str),
-    /// A check has ended: group, name, time it took, and what is wrong.
-    End(&'a str, &'a str, Duration, Option<&'a anyhow::Error>),
-    /// A group has ended.
-    Finished(&'a str),
+    /// A check starts.
+    Start(&'a str),
+    /// A check has ended: name, time it took, and what is wrong.
+    End(&'a str, Duration, Option<&'a anyhow::Error>),
 }
 
+/// The configuration of the machine, whichever it is.
+pub const SYSTEM: &str = "system.toml";
 /// How often a group may have its machine booted.
 const MOST_BOOTS: u32 = 3;
 /// What an emulator takes on its host besides the machine's memory.
@@ -61,35 +106,76 @@ pub struct Totals {
     pub failed: u32,
 }
 
-/// A group and the checks of it that were selected.
+/// A group on a machine, and the checks of it that were selected.
 pub struct Selected<'a> {
+    machine: Platform,
     group: &'a Group,
     checks: Vec<&'a Check>,
 }
 
 impl Selected<'_> {
-    /// The names of the checks, with their group's.
+    /// The names of the checks, with their group's and their machine's.
     pub fn names(&self) -> impl Iterator<Item = String> {
         self.checks
             .iter()
-            .map(|check| format!("{}/{}", self.group.name, check.name))
+            .map(|check| name(self.machine, self.group, check))
     }
 }
 
-/// The checks whose name, `group/check`, contains `part`.
-pub fn select<'a>(groups: &'a [Group], part: &str) -> Vec<Selected<'a>> {
-    groups
-        .iter()
-        .map(|group| Selected {
-            group,
-            checks: group
-                .checks
-                .iter()
-                .filter(|check| format!("{}/{}", group.name, check.name).contains(part))
-                .collect(),
-        })
-        .filter(|selected| !selected.checks.is_empty())
-        .collect()
+/// What was selected and is not run, with the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Where.
+    pub machine: Platform,
+    /// The names of the checks, without the machine's.
+    pub checks: Vec<String>,
+    /// Why.
+    pub reason: &'static str,
+}
+
+fn name(machine: Platform, group: &Group, check: &Check) -> String {
+    format!("{}/{}@{}", group.name, check.name, machine.name())
+}
+
+/// The checks whose name, `group/check@machine`, contains `part`, and those that their machine cannot run.
+pub fn select<'a>(groups: &'a [Group], part: &str) -> (Vec<Selected<'a>>, Vec<Skipped>) {
+    let mut selected = Vec::new();
+    let mut skipped: Vec<Skipped> = Vec::new();
+    for machine in MACHINES {
+        for group in groups {
+            let mut checks = Vec::new();
+            for check in group.checks {
+                if !name(machine, group, check).contains(part) {
+                    continue;
+                }
+                let except = group.except.iter();
+                match except.clone().find(|one| one.is_of(machine, check.name)) {
+                    None => checks.push(check),
+                    Some(Except { reason, .. }) => {
+                        let name = format!("{}/{}", group.name, check.name);
+                        let same =
+                            |one: &&mut Skipped| one.machine == machine && one.reason == *reason;
+                        match skipped.iter_mut().find(same) {
+                            Some(one) => one.checks.push(name),
+                            None => skipped.push(Skipped {
+                                machine,
+                                checks: vec![name],
+                                reason,
+                            }),
+                        }
+                    }
+                }
+            }
+            if !checks.is_empty() {
+                selected.push(Selected {
+                    machine,
+                    group,
+                    checks,
+                });
+            }
+        }
+    }
+    (selected, skipped)
 }
 
 /// Runs the selected checks and tells `report`, possibly from several threads, what happens.
@@ -120,23 +206,25 @@ fn pop<'a>(queue: &Mutex<VecDeque<Selected<'a>>>) -> Option<Selected<'a>> {
 }
 
 fn run_group(selected: &Selected<'_>, report: &(dyn Fn(Event<'_>) + Sync)) -> Totals {
-    let group = selected.group;
+    let Selected { machine, group, .. } = *selected;
+    let name_of_group = format!("{}@{}", group.name, machine.name());
     let mut totals = Totals::default();
     let mut context: Option<Context> = None;
     let mut boots = 0;
     // Why the group cannot go on.
     let mut lost: Option<String> = None;
     for check in &selected.checks {
+        let name = name(machine, group, check);
         let started = Instant::now();
         if context.is_none() && lost.is_none() {
-            report(Event::Boot(group.name));
+            report(Event::Boot(&name_of_group));
             boots += 1;
-            match boot(group, boots) {
+            match boot(machine, group, boots) {
                 Ok(booted) => context = Some(booted),
                 Err(error) => lost = Some(format!("{error:#}")),
             }
         }
-        report(Event::Start(group.name, check.name));
+        report(Event::Start(&name));
         let result = match (&mut context, &lost) {
             (_, Some(reason)) => Err(anyhow!("not run: {reason}")),
             (Some(context), None) => (check.run)(context),
@@ -155,26 +243,22 @@ fn run_group(selected: &Selected<'_>, report: &(dyn Fn(Event<'_>) + Sync)) -> To
         } else {
             totals.passed += 1;
         }
-        report(Event::End(
-            group.name,
-            check.name,
-            started.elapsed(),
-            result.as_ref().err(),
-        ));
+        report(Event::End(&name, started.elapsed(), result.as_ref().err()));
     }
-    report(Event::Finished(group.name));
     totals
 }
 
 /// Boots a group's machine with everything that was built in /root; each boot keeps its own logs.
-fn boot(group: &Group, boots: u32) -> Result<Context> {
+fn boot(platform: Platform, group: &Group, boots: u32) -> Result<Context> {
+    let name = format!("test-{}-{}", platform.name(), group.name);
     let name = match boots {
-        1 => format!("test-{}", group.name),
-        _ => format!("test-{}-{boots}", group.name),
+        1 => name,
+        _ => format!("{name}-{boots}"),
     };
-    let spec = (group.machine)(with_artefacts(Spec::new(&name, Platform::Bochs))?)?;
+    let spec = (group.machine)(with_artefacts(Spec::new(&name, platform))?)?;
     let mut context = Context {
         machine: Machine::boot(&spec)?,
+        platform,
     };
     (group.prepare)(&mut context)
         .map_err(|error| describe(error, &mut context.machine))
@@ -182,7 +266,7 @@ fn boot(group: &Group, boots: u32) -> Result<Context> {
     Ok(context)
 }
 
-/// Adds all files of `target/gaol` to the machine's /root.
+/// Adds all files of `target/gaol` to the machine's /root, and its own configuration as `system.toml` once more.
 ///
 /// # Errors
 /// When nothing was built.
@@ -198,6 +282,9 @@ pub fn with_artefacts(mut spec: Spec) -> Result<Spec> {
         let path = entry?.path();
         if path.is_file() {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name == spec.platform.system() {
+                spec = spec.file(&format!("root/{SYSTEM}"), &path);
+            }
             spec = spec.file(&format!("root/{name}"), &path);
         }
     }
@@ -250,6 +337,7 @@ mod tests {
         name: "first",
         machine: Ok,
         prepare: |_| Ok(()),
+        except: &[Except::check(Platform::Qemu, "two", "for a reason")],
         checks: &[
             Check {
                 name: "one",
@@ -264,10 +352,30 @@ mod tests {
 
     #[test]
     fn checks_are_selected_by_part_of_their_name() {
-        assert_eq!(select(GROUPS, "").len(), 1);
-        assert_eq!(select(GROUPS, "first/t")[0].checks.len(), 1);
-        assert_eq!(select(GROUPS, "first")[0].checks.len(), 2);
-        assert!(select(GROUPS, "third").is_empty());
+        let names = |part: &str| -> Vec<String> {
+            let (selected, _) = select(GROUPS, part);
+            selected.iter().flat_map(Selected::names).collect()
+        };
+        let all = ["first/one@bochs", "first/two@bochs", "first/one@qemu"];
+        assert_eq!(names(""), all);
+        assert_eq!(names("first/t"), all[1..2]);
+        assert_eq!(names("@qemu"), all[2..]);
+        assert!(names("third").is_empty());
+    }
+
+    #[test]
+    fn what_a_machine_cannot_run_is_told() {
+        let (_, skipped) = select(GROUPS, "");
+        assert_eq!(
+            skipped,
+            [Skipped {
+                machine: Platform::Qemu,
+                checks: vec!["first/two".to_owned()],
+                reason: "for a reason",
+            }]
+        );
+        assert!(select(GROUPS, "one").1.is_empty());
+        assert!(select(GROUPS, "@bochs").1.is_empty());
     }
 
     #[test]

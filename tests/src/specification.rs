@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use crate::artefacts::workspace_root;
+use crate::runner::{Selected, select};
 use crate::system::GROUPS;
 
 /// A test or place that the specification names in backticks.
@@ -152,5 +153,22 @@ fn names_are_read_as_they_stand() {
     for name in &expected {
         let there = matches!(name, Named::Figure(_) | Named::Program(_));
         assert_eq!(exists(name), there, "{name:?}");
+    }
+}
+
+#[test]
+fn every_system_test_runs_somewhere() {
+    let (selected, skipped) = select(GROUPS, "");
+    let run: BTreeSet<String> = selected
+        .iter()
+        .flat_map(Selected::names)
+        .filter_map(|name| Some(name.split_once('@')?.0.to_owned()))
+        .collect();
+    assert_eq!(run, system_tests());
+    assert!(skipped.iter().all(|one| one.reason.len() > 10));
+    for group in GROUPS {
+        for except in group.except {
+            assert!(except.exists(group), "{}: {except:?}", group.name);
+        }
     }
 }

@@ -9,7 +9,7 @@
  *                         from one CPU after the other; "0" stops. A read tells how many have come to each CPU.
  * /proc/gaol-test/poke    "<kind> <address> [<value>]" written makes one access; kinds: r8 r16 r32 r64 w8 w16 w32 w64
  *                         (physical memory), rdmsr wrmsr (with fix-up), inb inw inl outb outw outl, vmcall (number and
- *                         argument), icr (APIC id and interrupt command); numbers are hexadecimal. A read tells the
+ *                         argument, VMMCALL on AMD's), icr (APIC id and interrupt command); numbers are hexadecimal. A read tells the
  *                         result: "ok <value>" or "fault". "triple 0" makes a triple fault.
  * /proc/gaol-test/hoard   "<start> <end> <stride>" written takes one page of Linux' memory in each stride between the
  *                         two addresses, which then can't be moved: memory as fragmented as one likes. "0" gives all
@@ -357,6 +357,17 @@ static void triple_fault(void)
 	asm volatile("lidt %0\n\tint $0x20" : : "m" (nothing));
 }
 
+/* The hypercall of this number, with one argument. */
+static void hypercall(u64 number, u64 *value)
+{
+	u64 argument = *value;
+
+	if (boot_cpu_has(X86_FEATURE_SVM))
+		asm volatile("vmmcall" : "=a"(*value) : "a"(number), "D"(argument), "S"(0UL) : "memory");
+	else
+		asm volatile("vmcall" : "=a"(*value) : "a"(number), "D"(argument), "S"(0UL) : "memory");
+}
+
 static bool poke(const char *kind, u64 address, u64 *value)
 {
 	if (!strcmp(kind, "triple"))
@@ -379,12 +390,9 @@ static bool poke(const char *kind, u64 address, u64 *value)
 		outl(*value, address);
 	else if (!strcmp(kind, "icr"))
 		apic->icr_write(*value, address);
-	else if (!strcmp(kind, "vmcall")) {
-		/* The hypercall of the number in the place of the address, with one argument. */
-		u64 argument = *value;
-
-		asm volatile("vmcall" : "=a"(*value) : "a"(address), "D"(argument), "S"(0UL) : "memory");
-	} else
+	else if (!strcmp(kind, "vmcall"))
+		hypercall(address, value);
+	else
 		return poke_memory(kind, address, value);
 	return true;
 }

@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 
 use anyhow::{Result, ensure};
-use gaol_tests::runner::{self, Event};
+use gaol_tests::runner::{self, Event, Skipped};
 use gaol_tests::system::GROUPS;
 
 use crate::build;
@@ -144,7 +144,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         .iter()
         .filter(|step| step.name.contains(&arguments.only))
         .collect();
-    let selected = runner::select(GROUPS, &arguments.only);
+    let (selected, skipped) = runner::select(GROUPS, &arguments.only);
     ensure!(
         !steps.is_empty() || !selected.is_empty(),
         "no test has `{}` in its name: `cargo xtask test --list` prints them all",
@@ -157,6 +157,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         for name in selected.iter().flat_map(runner::Selected::names) {
             println!("{name}");
         }
+        present_skipped(&skipped);
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -176,6 +177,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     for complaint in &total.complaints {
         println!("FAILED {complaint}\n");
     }
+    present_skipped(&skipped);
     println!("in {:.0} s", progress.elapsed().as_secs_f64());
     println!("{} passed, {} failed", total.passed, total.failed);
     Ok(if total.failed == 0 {
@@ -183,6 +185,21 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// What no machine could be asked for, with the reasons.
+fn present_skipped(skipped: &[Skipped]) {
+    for Skipped {
+        machine,
+        checks,
+        reason,
+    } in skipped
+    {
+        println!("not on {}: {reason}", machine.name());
+        for check in checks {
+            println!("    {check}");
+        }
+    }
 }
 
 fn host_step(progress: &Progress, step: &HostStep, toolchain: &Toolchain) -> Count {
@@ -225,10 +242,9 @@ fn system_tests(
     let complaints = Mutex::new(Vec::new());
     let totals = runner::run(selected, &|event| match event {
         Event::Boot(group) => progress.line(&format!("  {group}: booting")),
-        Event::Start(group, check) => progress.begin(&format!("{group}/{check}")),
-        Event::End(group, check, time, error) => {
-            let name = format!("{group}/{check}");
-            progress.end(&name);
+        Event::Start(name) => progress.begin(name),
+        Event::End(name, time, error) => {
+            progress.end(name);
             let sign = if error.is_none() { "✓" } else { "✗" };
             progress.line(&format!("{sign} {name}  {:.1} s", time.as_secs_f64()));
             if let Some(error) = error {
@@ -239,7 +255,6 @@ fn system_tests(
                     .push(format!("{name}: {error:#}"));
             }
         }
-        Event::Finished(_) => {}
     });
     Count {
         passed: totals.passed,
@@ -373,6 +388,7 @@ mod tests {
         let mut names: Vec<String> = HOST_STEPS.iter().map(|step| step.name.to_owned()).collect();
         names.extend(
             runner::select(GROUPS, "")
+                .0
                 .iter()
                 .flat_map(runner::Selected::names),
         );

@@ -10,6 +10,7 @@ pub(super) const GROUP: Group = Group {
     name: "cells",
     machine: usual,
     prepare: load_modules,
+    except: &[],
     checks: &[
         Check {
             name: "shutdown-and-start-again",

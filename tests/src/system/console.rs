@@ -10,6 +10,7 @@ pub(super) const GROUP: Group = Group {
     name: "console",
     machine: usual,
     prepare: load_modules,
+    except: &[],
     checks: &[
         Check {
             name: "cells-print-in-memory-and-on-the-serial-line",

@@ -10,6 +10,7 @@ pub(super) const GROUP: Group = Group {
     name: "launch-faults",
     machine: usual,
     prepare: load_modules,
+    except: &[],
     checks: &[
         check::<1>("step-1-arrive"),
         check::<2>("step-2-prepare"),

@@ -1,6 +1,7 @@
 //! Cells in any state end by force, and one that does not answer holds nobody else up.
 
 use anyhow::{Result, ensure};
+use gaol_abi::image::Vendor;
 
 use super::{CPUS, Context, load_modules, usual};
 use crate::gaol::Gaol;
@@ -33,6 +34,18 @@ const PROGRAMS: [(&str, &[u8]); 7] = [
     ),
 ];
 
+/// The program as the CPU understands it: VMMCALL in place of VMCALL on AMD's.
+fn of_vendor(vendor: Vendor, program: &[u8]) -> Vec<u8> {
+    const VMCALL: [u8; 3] = [0x0f, 0x01, 0xc1];
+    const VMMCALL: [u8; 3] = [0x0f, 0x01, 0xd9];
+    let mut program = program.to_vec();
+    let at = program.windows(3).position(|bytes| bytes == VMCALL);
+    if let (Some(at), Vendor::Svm) = (at, vendor) {
+        program[at..at + 3].copy_from_slice(&VMMCALL);
+    }
+    program
+}
+
 pub(super) const GROUP: Group = Group {
     name: "force",
     machine: |spec| {
@@ -49,14 +62,16 @@ pub(super) const GROUP: Group = Group {
                  [[memory]]\nname = \"ram\"\nat = 0\nsize = \"1 MiB\"\naccess = \"rwx\"\nloadable = true\n\
                  [[memory]]\nname = \"comm\"\nkind = \"communication\"\nat = 0x100000\n",
             );
+        let vendor = spec.platform.vendor();
         Ok(PROGRAMS.iter().fold(spec, |spec, (name, program)| {
-            spec.content(&format!("root/{name}.raw"), *program)
+            spec.content(&format!("root/{name}.raw"), of_vendor(vendor, program))
         }))
     },
     prepare: |context| {
         load_modules(context)?;
         context.enable()
     },
+    except: &[],
     checks: &[
         Check {
             name: "whatever-its-cpus-do",

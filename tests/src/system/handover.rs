@@ -39,6 +39,7 @@ pub(super) const GROUP: Group = Group {
         load_modules(context)?;
         context.enable()
     },
+    except: &[],
     checks: &[
         Check {
             name: "a-cell-finds-nothing-of-linux",

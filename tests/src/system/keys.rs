@@ -48,6 +48,7 @@ pub(super) const GROUP: Group = Group {
         load_modules(context)?;
         context.enable()
     },
+    except: &[],
     checks: &[
         Check {
             name: "cells-share-memory-by-name",

@@ -10,6 +10,7 @@ pub(super) const GROUP: Group = Group {
     name: "life-cycle",
     machine: usual,
     prepare: load_modules,
+    except: &[],
     checks: &[
         Check {
             name: "enable-and-disable-20-times",

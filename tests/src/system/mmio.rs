@@ -64,6 +64,7 @@ pub(super) const GROUP: Group = Group {
         load_modules(context)?;
         context.enable()
     },
+    except: &[],
     checks: &[
         Check {
             name: "all-forms-of-instructions-do-what-they-do-to-ram",

@@ -5,8 +5,8 @@
 use anyhow::{Result, ensure};
 
 use crate::gaol::Gaol;
-use crate::machine::{Machine, Spec};
-use crate::runner::Group;
+use crate::machine::{Machine, Platform, Spec};
+use crate::runner::{Group, SYSTEM};
 
 mod cells;
 mod configuration;
@@ -87,12 +87,12 @@ pub const GROUPS: &[Group] = &[
 pub struct Context {
     /// The machine, with everything that was built in /root.
     pub machine: Machine,
+    /// What it runs on.
+    pub platform: Platform,
 }
 
 /// CPUs of every machine.
 const CPUS: u32 = 4;
-/// The configuration of every machine.
-const SYSTEM: &str = "bochs.toml";
 
 /// The machine as it is.
 fn usual(spec: Spec) -> Result<Spec> {

@@ -25,6 +25,7 @@ pub(super) const GROUP: Group = Group {
         load_modules(context)?;
         context.enable()
     },
+    except: &[],
     checks: &[
         Check {
             name: "a-cell-has-its-function-and-no-other",

@@ -10,6 +10,7 @@ pub(super) const GROUP: Group = Group {
     name: "processors",
     machine: usual,
     prepare: load_modules,
+    except: &[],
     checks: &[
         Check {
             name: "offline-before-enable-is-refused",

@@ -23,6 +23,7 @@ pub(super) const GROUP: Group = Group {
         Ok(spec)
     },
     prepare: load_modules,
+    except: &[],
     checks: &[
         Check {
             name: "system-configuration-truncated",

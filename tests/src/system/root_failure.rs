@@ -1,12 +1,14 @@
 //! Linux fails while a cell runs. Each check needs a machine of its own, which is lost afterwards.
 
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
-use super::power::was_reset;
-use super::{Context, load_modules, usual};
+use super::power::{was_reset, with_restart};
+use super::{Context, SYSTEM, load_modules};
+use crate::artefacts;
 use crate::gaol::Gaol;
 use crate::machine::Spec;
 use crate::runner::{Check, Group};
@@ -19,8 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const PARKED: &str = ": this CPU is parked, the cells run on";
 
 fn machine(spec: Spec) -> Result<Spec> {
-    let system = include_str!("../../../configs/bochs.toml");
-    Ok(usual(spec)?.content(
+    let system = fs::read_to_string(artefacts::gaol().join(spec.platform.system()))?;
+    Ok(with_restart(spec)?.content(
         "root/reset.toml",
         format!("on-root-failure = \"reset\"\n{system}"),
     ))
@@ -32,6 +34,7 @@ macro_rules! group {
             name: $name,
             machine,
             prepare: load_modules,
+            except: &[],
             checks: &[Check {
                 name: $check,
                 run: $run,
@@ -112,7 +115,7 @@ fn runs_on(context: &mut Context, text: &str) -> Result<()> {
 }
 
 fn panic(context: &mut Context) -> Result<()> {
-    start(context, "bochs.toml")?;
+    start(context, SYSTEM)?;
     context.machine.check("echo 1 >/proc/sys/kernel/panic")?;
     later(context, "echo c >/proc/sysrq-trigger")?;
     wait_said(context, ": Linux panics")?;
@@ -120,13 +123,13 @@ fn panic(context: &mut Context) -> Result<()> {
 }
 
 fn triple_fault(context: &mut Context) -> Result<()> {
-    start(context, "bochs.toml")?;
+    start(context, SYSTEM)?;
     later(context, "echo triple 0 >/proc/gaol-test/poke")?;
     runs_on(context, &format!(": Linux has a triple fault{PARKED}"))
 }
 
 fn reset_port(context: &mut Context) -> Result<()> {
-    start(context, "bochs.toml")?;
+    start(context, SYSTEM)?;
     // Not the CPU that the console's interrupts go to.
     later(
         context,
@@ -144,7 +147,7 @@ fn reset_port(context: &mut Context) -> Result<()> {
 fn reset(context: &mut Context) -> Result<()> {
     start(context, "reset.toml")?;
     later(context, "echo outb cf9 6 >/proc/gaol-test/poke")?;
-    // After this reset Bochs' BIOS starts the machine again, or stumbles: there is another Linux, or CPU 0 is in the BIOS.
+    // On QEMU there is another Linux. After this reset Bochs' BIOS starts the machine again, or stumbles: there is another Linux, or CPU 0 is in the BIOS.
     if context
         .machine
         .console()
@@ -164,7 +167,7 @@ fn reset(context: &mut Context) -> Result<()> {
 
 /// The keyboard controller's way, and no cell that would run on.
 fn no_cell(context: &mut Context) -> Result<()> {
-    start(context, "bochs.toml")?;
+    start(context, SYSTEM)?;
     context.machine.gaol("cell shutdown hello")?;
     later(context, "echo outb 64 fe >/proc/gaol-test/poke")?;
     was_reset(context)

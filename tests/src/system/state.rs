@@ -12,6 +12,7 @@ pub(super) const GROUP: Group = Group {
     name: "state",
     machine: usual,
     prepare: load_modules,
+    except: &[],
     checks: &[
         Check {
             name: "registers-after-disable-are-those-before-enable",

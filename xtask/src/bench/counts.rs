@@ -64,7 +64,7 @@ pub struct Comparison {
 /// What has a reading of its own without a hypervisor, and what stands in for the others.
 fn native_name(name: &str) -> &str {
     match name {
-        "vmcall" => "no_vmcall",
+        "vmcall" | "vmmcall" => "no_vmcall",
         _ => name,
     }
 }

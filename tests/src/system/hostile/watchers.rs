@@ -95,25 +95,31 @@ pub(super) fn watch(
 
     wait_rounds(context, rounds_before + ROUNDS)?;
     end_work(context)?;
-    let ticks_after = ticks(context)?;
+    // The ticks are read last, so that those of all exits are among them.
     let exits_after = exits(context)?;
+    let ticks_after = ticks(context)?;
     let passed = ticks_after.ticks_done - ticks_before.ticks_done;
     ensure!(
         passed >= TICKS && !ticks_after.finished,
         "the real-time cell has had {passed} ticks"
     );
+    let left = exits_after - exits_before;
+    let of_ticks = match context.platform.exits_a_tick() {
+        0 => 0,
+        each => (passed + 1) * each,
+    };
     ensure!(
-        exits_after == exits_before,
-        "the real-time cell left {} times for the hypervisor",
-        exits_after - exits_before
+        left <= of_ticks,
+        "the real-time cell left {left} times for the hypervisor in {passed} ticks"
     );
+    let is_exact = context.platform.counts_instructions();
     ensure!(
-        ticks_after.missed == 0,
+        !is_exact || ticks_after.missed == 0,
         "{} ticks were lost",
         ticks_after.missed
     );
     ensure!(
-        ticks_after.max_cycles <= LONGEST,
+        !is_exact || ticks_after.max_cycles <= LONGEST,
         "the longest time from expiry to handler was {} cycles, and {} before the attack",
         ticks_after.max_cycles,
         ticks_before.max_cycles
