@@ -18,36 +18,29 @@ use crate::device::apic;
 use crate::error::{Blame, Failure};
 use crate::guest::{Verdict, root_failure};
 use crate::launch::{self, leave, parameters};
-use crate::processor::{efer, pause, time_stamp};
+use crate::processor::{pause, time_stamp};
 use crate::trace::{console, public};
-use crate::virt::vmx::entry::Frame;
-use crate::virt::vmx::exit::{SLOW, advance, done};
-use crate::virt::vmx::fields::Field;
-use crate::virt::vmx::instructions::read;
-
-/// Access rights of SS: the descriptor privilege level, which is the CPL.
-const PRIVILEGE_LEVEL: u64 = 3 << 5;
+use crate::virt::contract::{GuestState, Trapped};
+use crate::virt::entry::Frame;
+use crate::virt::exit::{SLOW, done};
 
 const ROOT: u32 = 0;
 
 /// Hypercall 5, and nothing else.
 #[inline(never)]
 pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
-    if frame.rax as u32 != Hypercall::GetInfo.0
-        || read(Field::GuestSsAccessRights) & PRIVILEGE_LEVEL != 0
-    {
+    if frame.rax as u32 != Hypercall::GetInfo.0 || cpu.guest.privilege_level() != 0 {
         return SLOW;
     }
-    let (kind, wide) = arguments(frame.rdi);
+    // In 64-bit mode arguments are 64 bits wide, else 32.
+    let wide = cpu.guest.is_long_mode();
+    let kind = if wide {
+        frame.rdi
+    } else {
+        frame.rdi & 0xffff_ffff
+    };
     frame.rax = result(get_info(InfoType(kind)), wide);
-    done(cpu)
-}
-
-/// In 64-bit mode arguments are 64 bits wide, else 32.
-#[inline(always)]
-fn arguments(value: u64) -> (u64, bool) {
-    let wide = read(Field::GuestEfer) & efer::LMA != 0;
-    (if wide { value } else { value & 0xffff_ffff }, wide)
+    done(cpu, Trapped::Hypercall)
 }
 
 #[inline(always)]
@@ -67,11 +60,10 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
         *frame = launch::commit(cpu);
         return Verdict::Resume;
     }
-    let rights = read(Field::GuestSsAccessRights) & PRIVILEGE_LEVEL;
     let caller = Caller {
         is_root: cpu.is_root,
-        privilege_level: (rights >> PRIVILEGE_LEVEL.trailing_zeros()) as u8,
-        is_wide: read(Field::GuestEfer) & efer::LMA != 0,
+        privilege_level: cpu.guest.privilege_level(),
+        is_wide: cpu.guest.is_long_mode(),
     };
     let value = match request::decode(caller, frame.rax, frame.rdi, frame.rsi) {
         Err(errno) => error(errno),
@@ -138,11 +130,10 @@ fn answer(cpu: &PerCpu, request: Request) -> i64 {
 }
 
 /// The hypercall that the root's CPU was in is refused, since the hypervisor has failed in it.
-pub fn refuse_for_fault(frame: &mut Frame) {
+pub fn refuse_for_fault(cpu: &PerCpu, frame: &mut Frame) {
     public::set_outcome(&Failure::gaol(Reason::HypervisorFault, 0).outcome(0, 0));
-    let (_, wide) = arguments(0);
-    frame.rax = result(error(Errno::InputOutput), wide);
-    advance();
+    frame.rax = result(error(Errno::InputOutput), cpu.guest.is_long_mode());
+    cpu.guest.advance(Trapped::Hypercall);
 }
 
 /// Tells the root why a management operation failed.
@@ -264,7 +255,7 @@ fn disable(cpu: &mut PerCpu, frame: &mut Frame, callers: u64) -> i64 {
             send_others_back(cpu);
         }
         frame.rax = 0;
-        advance();
+        cpu.guest.advance(Trapped::Hypercall);
         leave::leave(cpu, frame);
     }
     cpu.shared.leaving.store(false, Ordering::Release);

@@ -19,13 +19,14 @@ use crate::memory::address::HostPhysical;
 use crate::memory::frames::{Frame, FramePool, OutOfFrames};
 use crate::memory::memory_types::{MemoryType, MemoryTypes};
 use crate::memory::page_table::{
-    Access, Attributes, Entries, Ept, FarReserve, Limits, MapError, PageTable, Scratch,
-    TableMemory, Tables,
+    Access, Attributes, Entries, FarReserve, Limits, MapError, PageTable, Scratch, TableMemory,
+    Tables,
 };
 use crate::processor::own_table;
 use crate::region::{self, LinearTables};
 use crate::set_once::SetOnce;
 use crate::trace::public;
+use crate::virt::NestedFormat;
 
 /// What exists from the launch on.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ pub struct Machinery {
     /// The machine as the ledger must know it.
     pub machine: Machine<'static>,
     /// The root cell's EPT.
-    pub root_ept: PageTable<Ept>,
+    pub root_ept: PageTable<NestedFormat>,
     /// The root cell's port bitmaps.
     pub root_ports: HostPhysical,
     /// Memory types of the machine.
@@ -214,7 +215,7 @@ pub fn publish_pool(pool: &FramePool<'static>) {
 #[derive(Debug)]
 pub struct Far {
     /// The root's EPT, for [`PageTable::install_far`] and [`PageTable::redirect_hole`] only.
-    pub table: PageTable<Ept>,
+    pub table: PageTable<NestedFormat>,
     /// Frames for far windows.
     pub reserve: FarReserve,
     /// Memory types of the machine.

@@ -1,6 +1,7 @@
 //! What `gaol hardware check` takes for needed against what the hypervisor demands.
 
 use gaol_hypervisor::processor::cr4;
+use gaol_hypervisor::virt::contract::Capabilities;
 use gaol_hypervisor::virt::vmx::capabilities::Controls;
 use gaol_machine::hardware::requirements::{
     BASIC, CAPABILITIES, CR4_KNOWN, EPT_VPID, HAS_SVM, MISC, REQUIREMENTS, SECONDARY,
@@ -25,11 +26,11 @@ fn capability(register: u32) -> u64 {
 
 /// Whether the hypervisor accepts a processor that differs in one MSR.
 fn is_accepted(register: u32, value: u64) -> bool {
-    Controls::detect(|asked| match asked == register {
+    let read = |asked| match asked == register {
         true => value,
         false => capability(asked),
-    })
-    .is_ok()
+    };
+    Controls::detect(|_, _| [0; 4], read).is_ok()
 }
 
 /// Whether the requirements are met by such a processor.

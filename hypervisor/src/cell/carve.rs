@@ -11,12 +11,12 @@ use super::processors::flush_root;
 use super::{Cell, parts};
 use crate::cpu::PerCpu;
 use crate::error::Failure;
-use crate::guest::bitmaps::PortBitmaps;
 use crate::guest::root_failure;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::page_table::{Access, Attributes, Flush};
 use crate::region;
 use crate::system::{self, Machinery, PoolTables, map_failure};
+use crate::virt::PortMap;
 
 /// Memory that leaves the root with this cell.
 pub fn taken_from_root(region: &MemoryRegion) -> bool {
@@ -136,7 +136,7 @@ pub fn map_to_root(
 pub fn set_root_ports(machinery: &Machinery, cell: &Cell, taken: bool) {
     // SAFETY: the root's bitmaps, two frames that are kept for ever; changed under the management lock, and processors read
     // single bytes of them at any time.
-    let bitmaps = unsafe { &mut *(region::address_of(machinery.root_ports) as *mut PortBitmaps) };
+    let bitmaps = unsafe { &mut *(region::address_of(machinery.root_ports) as *mut PortMap) };
     for range in cell.ports.iter().take(cell.port_count) {
         if taken {
             bitmaps.intercept(range.first, range.count);

@@ -8,7 +8,7 @@ use gaol_abi::config::{MSR_READ, MSR_WRITE, MsrAccess, PortRange};
 use gaol_config::msr_policy::{Grant, ROWS, Read, policy};
 
 use super::root::RootShare;
-use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
+use crate::guest::bitmaps::{MsrLayout, MsrMap, PortLayout, PortMap};
 use crate::processor::msr;
 
 /// The ports that are moderated for everyone: PCI configuration mechanism 1.
@@ -18,10 +18,10 @@ const CONFIG_PORTS: PortRange = PortRange {
 };
 
 /// Fills the root's MSR bitmap. A strict root may read what another may, and write what all cells may and what is listed.
-pub fn fill_root_msrs(bitmap: &mut MsrBitmap, share: &RootShare<'_>) {
+pub fn fill_root_msrs<L: MsrLayout>(bitmap: &mut MsrMap<L>, share: &RootShare<'_>) {
     bitmap.allow_all();
     if share.is_strict() {
-        for register in MsrBitmap::covered() {
+        for register in MsrMap::<L>::covered() {
             let is_common =
                 policy(register).cell.write.passes() || msr::X2APIC_ALL.contains(&register);
             if !is_common && share.write_mask(register) != u64::MAX {
@@ -42,7 +42,7 @@ pub fn fill_root_msrs(bitmap: &mut MsrBitmap, share: &RootShare<'_>) {
 }
 
 /// Fills a cell's MSR bitmap; `more` is what it gets besides what all cells have. Writes to parts of a register exit.
-pub fn fill_cell_msrs(bitmap: &mut MsrBitmap, more: &[MsrAccess]) {
+pub fn fill_cell_msrs<L: MsrLayout>(bitmap: &mut MsrMap<L>, more: &[MsrAccess]) {
     bitmap.intercept_all();
     // Every number in the table is in the two ranges that the bitmap covers, and so is every number that the ledger lets
     // through.
@@ -60,7 +60,7 @@ pub fn fill_cell_msrs(bitmap: &mut MsrBitmap, more: &[MsrAccess]) {
 }
 
 /// Opens what the configuration gives of one register, as far as the table lets it go.
-fn grant(bitmap: &mut MsrBitmap, access: &MsrAccess) {
+fn grant<L: MsrLayout>(bitmap: &mut MsrMap<L>, access: &MsrAccess) {
     let grant = policy(access.msr).grant;
     if access.flags & MSR_READ != 0 && grant >= Grant::Reads {
         let _ = bitmap.allow_read(access.msr);
@@ -72,8 +72,8 @@ fn grant(bitmap: &mut MsrBitmap, access: &MsrAccess) {
 
 /// Fills the root's port bitmaps: all ports that it may have but the moderated ones, those that
 /// reset the machine, and the console's.
-pub fn fill_root_ports(
-    bitmaps: &mut PortBitmaps,
+pub fn fill_root_ports<L: PortLayout>(
+    bitmaps: &mut PortMap<L>,
     share: &RootShare<'_>,
     console: Option<PortRange>,
     guarded: impl Iterator<Item = u16>,
@@ -93,7 +93,10 @@ pub fn fill_root_ports(
 }
 
 /// Fills a cell's port bitmaps: its own ports.
-pub fn fill_cell_ports<'a>(bitmaps: &mut PortBitmaps, ports: impl Iterator<Item = &'a PortRange>) {
+pub fn fill_cell_ports<'a, L: PortLayout>(
+    bitmaps: &mut PortMap<L>,
+    ports: impl Iterator<Item = &'a PortRange>,
+) {
     bitmaps.intercept_all();
     for range in ports {
         bitmaps.allow(range.first, range.count);

@@ -3,6 +3,7 @@
 use gaol_abi::config::{MSR_READ, MSR_WRITE, MsrAccess, PortRange};
 
 use super::*;
+use crate::virt::vmx::maps::{MsrBitmap, PortBitmaps};
 
 fn leftover() -> RootShare<'static> {
     static SYSTEM: std::sync::LazyLock<gaol_config::System> =
@@ -61,7 +62,7 @@ fn root_write_exits(register: u32) -> bool {
 
 #[test]
 fn the_root_may_do_all_but_what_is_listed() {
-    let mut bitmap = Box::new(MsrBitmap::new());
+    let mut bitmap = Box::new(MsrMap::<MsrBitmap>::new());
     fill_root_msrs(&mut bitmap, &leftover());
     for register in covered() {
         assert_eq!(
@@ -99,7 +100,7 @@ fn a_strict_root_writes_what_is_listed() {
     system.header.hypervisor_size = 4 << 20;
     let binary = system.encode();
     let view = gaol_config::SystemView::parse(binary.bytes()).unwrap();
-    let mut bitmap = Box::new(MsrBitmap::new());
+    let mut bitmap = Box::new(MsrMap::<MsrBitmap>::new());
     fill_root_msrs(&mut bitmap, &RootShare::new(view));
     for register in covered() {
         assert_eq!(
@@ -115,7 +116,7 @@ fn a_strict_root_writes_what_is_listed() {
             "{register:#x}"
         );
     }
-    let mut ports = Box::new(PortBitmaps::new());
+    let mut ports = Box::new(PortMap::<PortBitmaps>::new());
     fill_root_ports(&mut ports, &RootShare::new(view), None, core::iter::empty());
     assert!((0..=u16::MAX).all(|port| ports.intercepts(port, 1)));
 }
@@ -141,7 +142,7 @@ fn a_cell_may_do_nothing_but_what_is_listed() {
         access(0x1a0, MSR_READ | MSR_WRITE, u64::MAX),
     ];
     for given in [&[][..], &more] {
-        let mut bitmap = Box::new(MsrBitmap::new());
+        let mut bitmap = Box::new(MsrMap::<MsrBitmap>::new());
         fill_cell_msrs(&mut bitmap, given);
         let is_given = |register, list: &[u32]| !given.is_empty() && list.contains(&register);
         for register in covered() {
@@ -165,7 +166,7 @@ fn no_grant_opens_what_the_ledger_denies() {
         for flags in [MSR_READ, MSR_WRITE, MSR_READ | MSR_WRITE] {
             let mask = if flags & MSR_WRITE != 0 { u64::MAX } else { 0 };
             let given = access(register, flags, mask);
-            let mut bitmap = Box::new(MsrBitmap::new());
+            let mut bitmap = Box::new(MsrMap::<MsrBitmap>::new());
             grant(&mut bitmap, &given);
             let opened = !bitmap.intercepts_read(register) || !bitmap.intercepts_write(register);
             let denied_whole =
@@ -182,7 +183,7 @@ fn no_grant_opens_what_the_ledger_denies() {
 
 #[test]
 fn ports_are_allow_listed_for_cells_and_deny_listed_for_the_root() {
-    let mut bitmaps = Box::new(PortBitmaps::new());
+    let mut bitmaps = Box::new(PortMap::<PortBitmaps>::new());
     fill_root_ports(
         &mut bitmaps,
         &leftover(),

@@ -22,15 +22,16 @@ use super::watchdog::Watchdog;
 use super::{Cell, Phase, Scrub, confinement, devices, parts, published};
 use crate::cpu::PerCpu;
 use crate::error::{Blame, Failure};
-use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
 use crate::guest::{io_apic, root_failure};
 use crate::launch::parameters;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
+use crate::memory::frames::FramePool;
 use crate::memory::memory_types::MemoryType;
-use crate::memory::page_table::{Access, Attributes, Ept, PageTable};
+use crate::memory::page_table::{Access, Attributes, PageTable};
 use crate::region;
 use crate::system::{self, Machinery, Management, PoolTables, map_failure, release, zeroed_frame};
 use crate::trace::public;
+use crate::virt::{MsrMap, NestedFormat, PortMap};
 
 /// Time to answer a shutdown request where the configuration names none.
 const DEFAULT_SHUTDOWN_MILLISECONDS: u32 = 1000;
@@ -217,22 +218,22 @@ fn build(
     draft: &mut Option<Cell>,
 ) -> Result<(), Failure> {
     let pool = &mut machinery.pool;
-    let msr_bitmap = pool
-        .allocate()
-        .map_err(|_| Failure::out_of_frames())?
-        .address();
-    let ports = match pool.allocate_contiguous(2, 1) {
+    let none = |_| Failure::out_of_frames();
+    let msr_bitmap = pool.allocate_contiguous(MsrMap::FRAMES, 1).map_err(none)?;
+    let msr_bitmap = msr_bitmap.address();
+    let ports = match pool.allocate_contiguous(PortMap::FRAMES, 1) {
         Ok(frame) => frame.address(),
         Err(_) => {
-            release(pool, msr_bitmap);
+            release_frames(pool, msr_bitmap, MsrMap::FRAMES);
             return Err(Failure::out_of_frames());
         }
     };
-    let ept = match PageTable::<Ept>::new(&mut PoolTables(pool), 4, machinery.cell_limits) {
+    let ept = match PageTable::<NestedFormat>::new(&mut PoolTables(pool), 4, machinery.cell_limits)
+    {
         Ok(ept) => ept,
         Err(_) => {
-            release(pool, msr_bitmap);
-            release_ports(pool, ports);
+            release_frames(pool, msr_bitmap, MsrMap::FRAMES);
+            release_frames(pool, ports, PortMap::FRAMES);
             return Err(Failure::out_of_frames());
         }
     };
@@ -289,9 +290,14 @@ const NO_REGION: MemoryRegion = MemoryRegion {
     flags: 0,
 };
 
-fn release_ports(pool: &mut crate::memory::frames::FramePool<'static>, ports: HostPhysical) {
-    release(pool, ports);
-    release(pool, HostPhysical::new(ports.as_u64().wrapping_add(4096)));
+/// Gives frames back that lie one behind the other.
+fn release_frames(pool: &mut FramePool<'static>, first: HostPhysical, count: usize) {
+    for frame in 0..count as u64 {
+        release(
+            pool,
+            HostPhysical::new(first.as_u64().wrapping_add(frame << 12)),
+        );
+    }
 }
 
 /// How the cell's processors cache a region.
@@ -342,8 +348,8 @@ fn fill_bitmaps(cell: &Cell, view: &CellView<'_>) {
     // SAFETY: frames of the pool that this cell keeps, page-aligned, of the bitmaps' size, and any content is valid.
     let (msrs, ports) = unsafe {
         (
-            &mut *(region::address_of(cell.msr_bitmap) as *mut MsrBitmap),
-            &mut *(region::address_of(cell.port_bitmaps) as *mut PortBitmaps),
+            &mut *(region::address_of(cell.msr_bitmap) as *mut MsrMap),
+            &mut *(region::address_of(cell.port_bitmaps) as *mut PortMap),
         )
     };
     confinement::fill_cell_msrs(msrs, view.msrs());
@@ -417,8 +423,8 @@ pub fn settle(machinery: &mut Machinery) {
 pub fn dismantle(machinery: &mut Machinery, draft: &mut Option<Cell>) {
     let Some(cell) = draft.take() else { return };
     let pool = &mut machinery.pool;
-    release(pool, cell.msr_bitmap);
-    release_ports(pool, cell.port_bitmaps);
+    release_frames(pool, cell.msr_bitmap, MsrMap::FRAMES);
+    release_frames(pool, cell.port_bitmaps, PortMap::FRAMES);
     if let Some(communication) = cell.communication {
         release(pool, communication.frame());
     }

@@ -21,13 +21,13 @@ use crate::device::pci::hardware::{self, Access};
 use crate::device::pci::msix::MOST_VECTORS;
 use crate::device::pci::{Function, FunctionId};
 use crate::error::{Blame, Failure};
-use crate::guest::bitmaps::PortBitmaps;
 use crate::launch::parameters;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::page_table::{Flush, TableMemory};
 use crate::processor::time_stamp;
 use crate::region::{self, LinearTables};
 use crate::system::{self, Machinery, PoolTables, map_failure, zeroed_frame};
+use crate::virt::PortMap;
 
 const PAGE: u64 = 4096;
 
@@ -199,7 +199,7 @@ pub fn give(machinery: &mut Machinery, id: u32, cell: &Cell) -> Result<Flush, Fa
 fn set_root_ports(machinery: &Machinery, id: u32, taken: bool) {
     // SAFETY: the root's bitmaps, two frames that are kept for ever; changed under the management lock, and processors read
     // single bytes of them at any time.
-    let bitmaps = unsafe { &mut *(region::address_of(machinery.root_ports) as *mut PortBitmaps) };
+    let bitmaps = unsafe { &mut *(region::address_of(machinery.root_ports) as *mut PortMap) };
     for slot in assigned::of_cell(id) {
         let guard = slot.lock();
         let ranges = guard.iter().flat_map(Function::decoded);

@@ -25,8 +25,9 @@ use gaol_config::CpuSet;
 
 use self::communication::Communication;
 use crate::memory::address::HostPhysical;
-use crate::memory::page_table::{Ept, PageTable};
-use crate::virt::vmx::control::Confinement;
+use crate::memory::page_table::PageTable;
+use crate::virt::NestedFormat;
+use crate::virt::contract::Confinement;
 
 /// Where a cell is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +55,7 @@ pub struct Scrub {
 #[derive(Debug)]
 pub struct Cell {
     /// Its EPT.
-    pub ept: PageTable<Ept>,
+    pub ept: PageTable<NestedFormat>,
     /// MSR bitmap.
     pub msr_bitmap: HostPhysical,
     /// First of the two frames of its port bitmap.
@@ -118,8 +119,7 @@ struct PublishedMsr {
 pub struct Published {
     ept_root: AtomicU64,
     msr_bitmap: AtomicU64,
-    port_bitmap_a: AtomicU64,
-    port_bitmap_b: AtomicU64,
+    port_bitmaps: AtomicU64,
     reset_address: AtomicU64,
     ignore_ports: AtomicBool,
     console: AtomicBool,
@@ -134,8 +134,7 @@ impl Published {
         Self {
             ept_root: AtomicU64::new(0),
             msr_bitmap: AtomicU64::new(0),
-            port_bitmap_a: AtomicU64::new(0),
-            port_bitmap_b: AtomicU64::new(0),
+            port_bitmaps: AtomicU64::new(0),
             reset_address: AtomicU64::new(0),
             ignore_ports: AtomicBool::new(true),
             console: AtomicBool::new(false),
@@ -161,10 +160,8 @@ impl Published {
         self.ept_root.store(ept_root.as_u64(), Ordering::Relaxed);
         self.msr_bitmap
             .store(msr_bitmap.as_u64(), Ordering::Relaxed);
-        self.port_bitmap_a
-            .store(port_bitmaps.as_u64(), Ordering::Relaxed);
-        self.port_bitmap_b
-            .store(port_bitmaps.as_u64().wrapping_add(4096), Ordering::Release);
+        self.port_bitmaps
+            .store(port_bitmaps.as_u64(), Ordering::Release);
     }
 
     /// Publishes how a cell's CPUs behave.
@@ -207,17 +204,14 @@ impl Published {
         self.parks_whole.load(Ordering::Acquire)
     }
 
-    /// What a CPU of the cell is confined to. The VPID is the cell's id plus 1.
+    /// What a CPU of the cell is confined to. Its address space is the cell's id plus 1.
     #[must_use]
     pub fn confinement(&self) -> Confinement {
         Confinement {
-            ept_root: HostPhysical::new(self.ept_root.load(Ordering::Acquire)),
-            msr_bitmap: HostPhysical::new(self.msr_bitmap.load(Ordering::Acquire)),
-            port_bitmaps: [
-                HostPhysical::new(self.port_bitmap_a.load(Ordering::Acquire)),
-                HostPhysical::new(self.port_bitmap_b.load(Ordering::Acquire)),
-            ],
-            vpid: self.id.wrapping_add(1),
+            nested_root: HostPhysical::new(self.ept_root.load(Ordering::Acquire)),
+            msrs: HostPhysical::new(self.msr_bitmap.load(Ordering::Acquire)),
+            ports: HostPhysical::new(self.port_bitmaps.load(Ordering::Acquire)),
+            address_space: self.id.wrapping_add(1),
         }
     }
 

@@ -14,9 +14,10 @@ use super::{Cell, carve};
 use crate::error::Failure;
 use crate::launch::parameters;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
-use crate::memory::page_table::{Ept, Flush, PageTable, Tables};
+use crate::memory::page_table::{Flush, PageTable, Tables};
 use crate::region::LinearTables;
 use crate::system::{self, Machinery, PoolTables, map_failure};
+use crate::virt::NestedFormat;
 
 const PAGE: u64 = 4096;
 
@@ -139,7 +140,7 @@ pub fn settle(machinery: &Machinery) {
 /// Makes the regions with access widths of a strict root its moderated ranges, at launch.
 pub fn prepare_root<T: Tables>(
     share: &RootShare<'_>,
-    ept: &mut PageTable<Ept>,
+    ept: &mut PageTable<NestedFormat>,
     tables: &mut T,
 ) -> Result<(), Failure> {
     for region in share.moderated() {
@@ -154,7 +155,7 @@ pub fn prepare_root<T: Tables>(
 
 fn unmap_pages<T: Tables>(
     region: &MemoryRegion,
-    ept: &mut PageTable<Ept>,
+    ept: &mut PageTable<NestedFormat>,
     tables: &mut T,
 ) -> Result<Flush, Failure> {
     let end = region.physical.saturating_add(region.size);

@@ -15,7 +15,7 @@ use crate::error::{Blame, Failure};
 use crate::launch::parameters;
 use crate::processor::{pause, time_stamp};
 use crate::system::Machinery;
-use crate::virt::vmx::instructions::invalidate_ept;
+use crate::virt::contract::GuestState;
 
 /// Tells CPUs to do something and waits until each has.
 pub fn request(
@@ -51,9 +51,9 @@ fn wait_for(index: u32, events: Events) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes all CPUs of the root drop what they know of its EPT.
+/// Makes all CPUs of the root drop what they know of its nested page table.
 pub fn flush_root(cpu: &PerCpu) -> Result<(), Failure> {
-    invalidate_ept();
+    cpu.guest.flush_nested();
     let root = (0..parameters::cpu_count()).filter(|index| {
         cpu::shared(*index).is_some_and(|cpu| cpu.cell.load(Ordering::Acquire) == ROOT)
     });

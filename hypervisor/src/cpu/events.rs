@@ -12,10 +12,10 @@ use crate::guest::mtrr::Mtrrs;
 use crate::launch::{leave, parameters};
 use crate::processor::{self, fixup, halt_for_ever, msr, pause, read_msr, time_stamp, write_msr};
 use crate::trace::public;
-use crate::virt::vmx::control::{self, Start};
-use crate::virt::vmx::entry::{Frame, enter};
-use crate::virt::vmx::instructions::invalidate_all;
-use crate::virt::vmx::operation;
+use crate::virt;
+use crate::virt::contract::{GuestState, Virtualization};
+use crate::virt::entry::Frame;
+use crate::virt::state::{PAT_RESET, Start, State};
 
 const ROOT: u32 = 0;
 
@@ -32,7 +32,7 @@ pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, mut events: Events) {
         );
     }
     if events.contains(Events::FLUSH) {
-        invalidate_all();
+        cpu.guest.flush();
         cpu.shared.acknowledge(Events::FLUSH);
     }
     if events.contains(Events::STOP) {
@@ -79,10 +79,20 @@ pub fn serve(cpu: &mut PerCpu, frame: &mut Frame, mut events: Events) {
     }
 }
 
+/// Puts the guest into the state after INIT. Returns its general registers.
+fn reset(cpu: &mut PerCpu, start: Start) -> Frame {
+    cpu.virtualization.load(&State::after_init(start));
+    cpu.guest.set_nmi_window(false);
+    let [signature, ..] = processor::cpuid(1, 0);
+    Frame {
+        rdx: u64::from(signature),
+        ..Frame::default()
+    }
+}
+
 fn run(cpu: &mut PerCpu, frame: &mut Frame, start: Start) {
-    *frame = control::reset(cpu, start);
-    invalidate_all();
-    control::set_nmi_window(false);
+    *frame = reset(cpu, start);
+    cpu.guest.flush();
     cpu.pending_nmi = false;
     cpu.activity = Activity::Running;
     public::set_state(cpu.index, CpuState::Running, cpu.cell);
@@ -90,8 +100,7 @@ fn run(cpu: &mut PerCpu, frame: &mut Frame, start: Start) {
 
 /// Stops the guest: it halts with interrupts off, and only events wake it.
 pub fn park(cpu: &mut PerCpu, frame: &mut Frame, activity: Activity) {
-    *frame = control::reset(cpu, Start::Parked);
-    control::set_nmi_window(false);
+    *frame = reset(cpu, Start::Parked);
     cpu.pending_nmi = false;
     cpu.activity = activity;
     cpu.shared.waits_for_startup.store(false, Ordering::Release);
@@ -175,8 +184,8 @@ fn finish_join(cpu: &mut PerCpu, next: u32) {
         (Mtrrs::cleared(read_msr, physical_bits), cpuid::CELL_LEAVES)
     };
     if let Some(cell) = published(next) {
-        control::confine(&cell.confinement());
-        control::set_counter_reads(&cpu.controls, next == ROOT);
+        cpu.virtualization.confine(&cell.confinement());
+        cpu.virtualization.set_counter_reads(next == ROOT);
         cpu.ignore_ports = cell.ignores_ports();
     }
     cpu.activity = if next == ROOT {
@@ -278,10 +287,10 @@ fn measure_apic_timer() {
     public::set_apic_khz(khz);
 }
 
-/// The APIC stays disabled: this CPU leaves VMX operation and waits for a real INIT and startup IPI, which lead it
+/// The APIC stays disabled: this CPU leaves operation and waits for a real INIT and startup IPI, which lead it
 /// through [`crate::cell::restart`] to [`restarted`].
 fn wait_for_restart(cpu: &mut PerCpu) -> ! {
-    operation::leave(cpu);
+    cpu.virtualization.leave_operation();
     cpu.shared.wants_restart.store(true, Ordering::Release);
     halt_for_ever()
 }
@@ -295,19 +304,22 @@ pub extern "sysv64" fn restarted(_: u64) -> ! {
     unsafe {
         cpu.tables.load(super::TABLES_AT);
         write_msr(msr::EFER, cpu.saved.efer);
-        write_msr(msr::PAT, control::PAT_RESET);
+        write_msr(msr::PAT, PAT_RESET);
     }
     crate::launch::set_own_registers();
     cpu.x2apic = apic::is_x2apic();
     cpu.shared.x2apic.store(cpu.x2apic, Ordering::Release);
-    if operation::enter(cpu, true).is_err() || apic::check().is_err() {
+    let entered = cpu
+        .virtualization
+        .enter_operation(&cpu.windows, true, cpu.index);
+    if entered.is_err() || apic::check().is_err() {
         cpu.shared.join_failed.store(true, Ordering::Release);
         cpu.shared.acknowledge(Events::JOIN);
         halt_for_ever();
     }
-    let frame = control::reset(cpu, Start::Parked);
+    let frame = reset(cpu, Start::Parked);
     finish_join(cpu, ROOT);
-    cpu.needs_launch = false;
-    // SAFETY: the VMCS is current again, with the host state that was written at launch and a reset guest.
-    unsafe { enter(&raw const frame, 1) }
+    let entry = cpu.virtualization.next_entry();
+    // SAFETY: the control block is loaded again, with the host state that was written at launch and a reset guest.
+    unsafe { virt::Current::enter(&raw const frame, entry) }
 }

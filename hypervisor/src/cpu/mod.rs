@@ -23,9 +23,9 @@ pub use mailbox::Events;
 use self::window::Windows;
 use crate::guest::mtrr::Mtrrs;
 use crate::launch::saved::Saved;
-use crate::memory::address::HostPhysical;
 use crate::processor::tables::DescriptorTables;
 use crate::trace::public::CpuCounters;
+use crate::virt;
 
 /// Where each CPU finds its private data: in the same page directory as the image.
 pub const PRIVATE_BASE: u64 = LINK_BASE + 0x3000_0000;
@@ -42,6 +42,8 @@ pub mod private {
     pub const MACHINE_CHECK_STACK_END: u64 = PRIVATE_BASE + 0x7000;
     /// End of the stack.
     pub const STACK_END: u64 = PRIVATE_BASE + 0x1_0000;
+    /// The control block, where the processor has it as memory.
+    pub const CONTROL_BLOCK: u64 = PRIVATE_BASE + 0x1_a000;
     /// The local APIC's registers.
     pub const APIC: u64 = PRIVATE_BASE + 0x1_1000;
     /// First of the 4 KiB windows.
@@ -54,9 +56,9 @@ pub mod private {
 pub mod area {
     /// [`super::PerCpu`].
     pub const PER_CPU: u64 = 0;
-    /// VMXON region.
-    pub const VMXON: u64 = 1;
-    /// VMCS.
+    /// VMXON region, or where the processor saves the host.
+    pub const HOST_STATE: u64 = 1;
+    /// VMCS or VMCB.
     pub const CONTROL_BLOCK: u64 = 2;
     /// NMI stack.
     pub const NMI_STACK: u64 = 3;
@@ -90,10 +92,6 @@ pub enum Activity {
 pub struct PerCpu {
     /// NMIs that hit the hypervisor and were not looked at yet.
     pub nmi_count: AtomicU32,
-    /// Not 0: a VMCS is current, so the NMI handler may write to it.
-    pub control_block_loaded: u32,
-    /// Pin-based controls with the preemption timer on.
-    pub pin_with_timer: u32,
     /// Machine checks that hit the hypervisor and were not handed on yet.
     pub machine_checks: AtomicU32,
     /// This CPU's counters, in its public page.
@@ -106,8 +104,6 @@ pub struct PerCpu {
     pub x2apic: bool,
     /// The guest has passed the commit (or was started later).
     pub committed: bool,
-    /// The next VM entry is the first one with this VMCS since VMCLEAR.
-    pub needs_launch: bool,
     /// Ports outside the bitmap read as ones and do not stop the guest.
     pub ignore_ports: bool,
     /// An NMI waits to be delivered to the guest.
@@ -142,14 +138,10 @@ pub struct PerCpu {
     pub handover: u64,
     /// CR3 of the private table.
     pub private_cr3: u64,
-    /// Host-physical address of the VMXON region.
-    pub vmxon: HostPhysical,
-    /// Host-physical address of the VMCS.
-    pub control_block: HostPhysical,
-    /// Pin-based controls as they are without the timer.
-    pub pin_controls: u32,
-    /// What this processor's virtualization offers.
-    pub controls: crate::virt::vmx::capabilities::Controls,
+    /// What the control block says of the guest.
+    pub guest: virt::Guest,
+    /// This CPU's use of the virtualization extension.
+    pub virtualization: virt::Current,
     /// GDT, TSS, IDT.
     pub tables: DescriptorTables,
 }

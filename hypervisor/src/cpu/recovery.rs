@@ -5,7 +5,7 @@
 //! that the root can destroy the cell and have the CPU back; a CPU of the root goes on with Linux where that is possible.
 //! The others go on in any case.
 //!
-//! Invariant: it is tried once. A second failure before the next VM entry, and one outside of VMX operation, stop the CPU
+//! Invariant: it is tried once. A second failure before the next VM entry, and one outside of operation, stop the CPU
 //! for good.
 //!
 //! What the abandoned code leaves behind: the lock of the management, which is told so ([`crate::system::abandon`]); those
@@ -25,17 +25,16 @@ use gaol_abi::public::{
 use super::{Activity, PRIVATE_BASE, PerCpu, TABLES_AT, area, events, private};
 use crate::device::pci::assigned;
 use crate::error::Failure;
+use crate::guest::vectoring::Exception;
 use crate::hypercall;
 use crate::launch::{self, parameters};
 use crate::processor::tables::ExceptionFrame;
 use crate::processor::{self, halt_for_ever, time_stamp};
 use crate::system;
 use crate::trace::{console, public};
-use crate::virt::vmx::control::{Exception, inject};
-use crate::virt::vmx::entry::{Frame, abandon};
-use crate::virt::vmx::exit;
-use crate::virt::vmx::fields::{ExitReason, Field};
-use crate::virt::vmx::instructions::read;
+use crate::virt::contract::{Exit, GuestState, Virtualization};
+use crate::virt::entry::{Frame, abandon};
+use crate::virt::{self, exit};
 
 /// What the exit path is about, for the one who has to go on after it.
 #[derive(Debug, Default)]
@@ -179,7 +178,7 @@ fn fail(cpu: &mut PerCpu, fault: &HypervisorFault) -> ! {
     public::record_hypervisor_fault(cpu.index, &fault);
     let again = core::mem::replace(&mut cpu.recovering, true);
     report(cpu.index, &fault);
-    if again || (cpu.committed && cpu.control_block_loaded == 0) {
+    if again || (cpu.committed && !cpu.virtualization.is_in_operation()) {
         stop(cpu);
     }
     abandon()
@@ -247,9 +246,8 @@ const fn way(is_root: bool, activity: Activity, stage: u32) -> Way {
     }
 }
 
-/// The CPU behind [`abandon`]: on its stack, with the guest's registers where an exit has them. Returns 1 when the next
-/// entry must be a VMLAUNCH.
-pub extern "sysv64" fn resume(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
+/// The CPU behind [`abandon`]: on its stack, with the guest's registers where an exit has them. Goes on in the guest.
+pub extern "sysv64" fn resume(cpu: &mut PerCpu, frame: &mut Frame) -> ! {
     // SAFETY: the tables were filled at launch, and the private table is loaded.
     unsafe { cpu.tables.load(TABLES_AT) };
     processor::unblock_nmis();
@@ -270,26 +268,23 @@ pub extern "sysv64" fn resume(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
             cpu.shared.waits_for_startup.store(true, Ordering::Release);
         }
         Way::GoOn => {}
-        Way::Refuse => refuse(frame),
+        Way::Refuse => refuse(cpu, frame),
         Way::Stop => stop(cpu),
     }
     cpu.stage.set(Stage::EVENTS);
-    let launch = exit::go_on(cpu, frame);
+    let entry = exit::go_on(cpu, frame);
     cpu.recovering = false;
-    launch
+    // SAFETY: the frame is where an exit has it, at the end of the stack; the CPU is in operation, or `fail` had stopped it.
+    unsafe { virt::Current::enter(frame, entry) }
 }
 
 /// Linux gets an error from a hypercall, and #GP from an instruction that could not be carried out.
-fn refuse(frame: &mut Frame) {
-    match ExitReason(read(Field::ExitReason) as u16) {
-        ExitReason::Vmcall => hypercall::refuse_for_fault(frame),
+fn refuse(cpu: &PerCpu, frame: &mut Frame) {
+    match cpu.guest.exit() {
+        Exit::Hypercall => hypercall::refuse_for_fault(cpu, frame),
         // No instruction of the guest has led here.
-        ExitReason::ExceptionOrNmi
-        | ExitReason::PreemptionTimer
-        | ExitReason::NmiWindow
-        | ExitReason::Init
-        | ExitReason::StartupIpi => {}
-        _ => inject(&Exception::GENERAL_PROTECTION.into()),
+        Exit::Nmi | Exit::Exception | Exit::Asked | Exit::NmiWindow | Exit::Init => {}
+        _ => cpu.guest.inject(&Exception::GENERAL_PROTECTION.into()),
     }
 }
 

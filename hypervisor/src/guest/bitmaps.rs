@@ -1,61 +1,80 @@
-//! The bitmaps that say which MSR and port accesses of a guest exit.
+//! The maps that say which MSR and port accesses of a guest exit. A set bit means an exit.
 //!
-//! Layouts as VMX has them: SDM, "MSR-Bitmap Address" and "I/O-Bitmap Addresses". A set bit means an exit.
+//! What each vendor's processors want is a [`MsrLayout`] and a [`PortLayout`]; the rest is the same for both.
 #![forbid(unsafe_code)]
 
+use core::fmt::Debug;
+use core::marker::PhantomData;
 use core::ops::RangeInclusive;
 
-const PAGE_BYTES: usize = 4096;
-/// Bytes for one direction of one range of MSRs.
-const MSR_PART: usize = 1024;
-/// MSRs of one range.
-const MSRS_PER_RANGE: u32 = 0x2000;
-/// First MSR of the high range.
-const HIGH_MSRS: u32 = 0xc000_0000;
-
-/// The MSR bitmap has no bit for this MSR: its accesses always exit.
+/// The MSR map has no bit for this MSR: its accesses always exit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NotCovered;
 
-/// The bitmap of MSRs 0 to 0x1fff and 0xc0000000 to 0xc0001fff; all others exit whatever it says.
-#[derive(Clone, Debug)]
-#[repr(C, align(4096))]
-pub struct MsrBitmap([u8; PAGE_BYTES]);
-
 /// Whether an MSR is read or written.
-#[derive(Clone, Copy)]
-enum Direction {
-    Read = 0,
-    Write = 2,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// RDMSR.
+    Read,
+    /// WRMSR.
+    Write,
 }
 
-impl MsrBitmap {
-    /// A bitmap with which all accesses exit.
+/// Where the bits of MSRs are.
+pub trait MsrLayout: Copy + Debug {
+    /// Whole pages.
+    type Bytes: AsRef<[u8]> + AsMut<[u8]> + Clone + Debug;
+    /// All accesses exit.
+    const INTERCEPT_ALL: Self::Bytes;
+    /// The MSRs that have bits; all others exit whatever the map says.
+    const COVERED: &'static [RangeInclusive<u32>];
+    /// Index of the byte, and the bit. `None`: there is none.
+    fn position(msr: u32, direction: Direction) -> Option<(usize, u8)>;
+}
+
+/// Where the bits of ports are: bit n of the map is that of port n, and behind the last port are bits that stay set.
+pub trait PortLayout: Copy + Debug {
+    /// Whole pages, [`PORT_BYTES`] or more.
+    type Bytes: AsRef<[u8]> + AsMut<[u8]> + Clone + Debug;
+    /// All accesses exit.
+    const INTERCEPT_ALL: Self::Bytes;
+}
+
+/// The map of MSRs.
+#[derive(Clone, Debug)]
+#[repr(C, align(4096))]
+pub struct MsrMap<L: MsrLayout>(L::Bytes, PhantomData<L>);
+
+impl<L: MsrLayout> MsrMap<L> {
+    /// 4 KiB frames of a map; they lie one behind the other.
+    pub const FRAMES: usize = size_of::<Self>() / 4096;
+
+    /// A map with which all accesses exit.
     #[must_use]
     pub const fn new() -> Self {
-        Self([u8::MAX; PAGE_BYTES])
+        Self(L::INTERCEPT_ALL, PhantomData)
     }
 
     /// Makes all accesses exit.
     pub fn intercept_all(&mut self) {
-        self.0.fill(u8::MAX);
+        self.0.as_mut().fill(u8::MAX);
     }
 
-    /// Lets all accesses to the MSRs that the bitmap covers pass.
+    /// Lets all accesses to the MSRs that the map covers pass.
     pub fn allow_all(&mut self) {
-        self.0.fill(0);
+        self.0.as_mut().fill(0);
     }
 
     /// The bytes as the processor reads them.
     #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; PAGE_BYTES] {
-        &self.0
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_ref()
     }
 
     /// Lets the guest read the MSR.
     ///
     /// # Errors
-    /// When the bitmap does not cover it.
+    /// When the map does not cover it.
     pub fn allow_read(&mut self, msr: u32) -> Result<(), NotCovered> {
         self.set(msr, Direction::Read, false)
     }
@@ -63,7 +82,7 @@ impl MsrBitmap {
     /// Lets the guest write the MSR.
     ///
     /// # Errors
-    /// When the bitmap does not cover it.
+    /// When the map does not cover it.
     pub fn allow_write(&mut self, msr: u32) -> Result<(), NotCovered> {
         self.set(msr, Direction::Write, false)
     }
@@ -71,7 +90,7 @@ impl MsrBitmap {
     /// Lets the guest read all of these MSRs.
     ///
     /// # Errors
-    /// When the bitmap does not cover one of them; those before it are allowed then.
+    /// When the map does not cover one of them; those before it are allowed then.
     pub fn allow_reads(&mut self, msrs: RangeInclusive<u32>) -> Result<(), NotCovered> {
         msrs.into_iter().try_for_each(|msr| self.allow_read(msr))
     }
@@ -79,22 +98,22 @@ impl MsrBitmap {
     /// Lets the guest write all of these MSRs.
     ///
     /// # Errors
-    /// When the bitmap does not cover one of them; those before it are allowed then.
+    /// When the map does not cover one of them; those before it are allowed then.
     pub fn allow_writes(&mut self, msrs: RangeInclusive<u32>) -> Result<(), NotCovered> {
         msrs.into_iter().try_for_each(|msr| self.allow_write(msr))
     }
 
-    /// All MSRs that the bitmap has a bit for.
+    /// All MSRs that the map has a bit for.
     pub fn covered() -> impl Iterator<Item = u32> {
-        (0..MSRS_PER_RANGE).chain(HIGH_MSRS..HIGH_MSRS | MSRS_PER_RANGE)
+        L::COVERED.iter().cloned().flatten()
     }
 
-    /// Makes reading the MSR exit. MSRs that the bitmap does not cover exit anyway.
+    /// Makes reading the MSR exit. MSRs that the map does not cover exit anyway.
     pub fn intercept_read(&mut self, msr: u32) {
         let _ = self.set(msr, Direction::Read, true);
     }
 
-    /// Makes writing the MSR exit. MSRs that the bitmap does not cover exit anyway.
+    /// Makes writing the MSR exit. MSRs that the map does not cover exit anyway.
     pub fn intercept_write(&mut self, msr: u32) {
         let _ = self.set(msr, Direction::Write, true);
     }
@@ -112,72 +131,65 @@ impl MsrBitmap {
     }
 
     fn set(&mut self, msr: u32, direction: Direction, exits: bool) -> Result<(), NotCovered> {
-        let (index, bit) = position(msr, direction).ok_or(NotCovered)?;
-        if let Some(byte) = self.0.get_mut(index) {
+        let (index, bit) = L::position(msr, direction).ok_or(NotCovered)?;
+        if let Some(byte) = self.0.as_mut().get_mut(index) {
             *byte = if exits { *byte | bit } else { *byte & !bit };
         }
         Ok(())
     }
 
     fn get(&self, msr: u32, direction: Direction) -> bool {
-        position(msr, direction)
-            .and_then(|(index, bit)| Some(self.0.get(index)? & bit != 0))
+        L::position(msr, direction)
+            .and_then(|(index, bit)| Some(self.0.as_ref().get(index)? & bit != 0))
             .unwrap_or(true)
     }
 }
 
-impl Default for MsrBitmap {
+impl<L: MsrLayout> Default for MsrMap<L> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-/// Index of the byte and the bit of an MSR.
-fn position(msr: u32, direction: Direction) -> Option<(usize, u8)> {
-    let (number, high) = if msr < MSRS_PER_RANGE {
-        (msr, 0)
-    } else {
-        let number = msr.checked_sub(HIGH_MSRS)?;
-        (number < MSRS_PER_RANGE).then_some((number, 1))?
-    };
-    let part = (direction as usize) | high;
-    let index = part.wrapping_mul(MSR_PART) | (number >> 3) as usize;
-    Some((index, 1u8.wrapping_shl(number & 7)))
-}
-
 /// Number of I/O ports.
 const PORTS: u32 = 1 << 16;
-const PORT_BYTES: usize = 2 * PAGE_BYTES;
+/// Bytes of a port map that hold the bits of ports.
+pub const PORT_BYTES: usize = 8192;
 
-/// The bitmaps of I/O ports: page A is that of ports 0 to 0x7fff, page B that of the others.
+/// The map of I/O ports.
 #[derive(Clone, Debug)]
 #[repr(C, align(4096))]
-pub struct PortBitmaps([u8; PORT_BYTES]);
+pub struct PortMap<L: PortLayout>(L::Bytes, PhantomData<L>);
 
-impl PortBitmaps {
-    /// Bytes from the start to bitmap B.
-    pub const BITMAP_B: usize = PAGE_BYTES;
+impl<L: PortLayout> PortMap<L> {
+    /// 4 KiB frames of a map; they lie one behind the other.
+    pub const FRAMES: usize = size_of::<Self>() / 4096;
 
-    /// Bitmaps with which all accesses exit.
+    /// A map with which all accesses exit.
     #[must_use]
     pub const fn new() -> Self {
-        Self([u8::MAX; PORT_BYTES])
+        Self(L::INTERCEPT_ALL, PhantomData)
     }
 
     /// Makes all accesses exit.
     pub fn intercept_all(&mut self) {
-        self.0.fill(u8::MAX);
+        self.0.as_mut().fill(u8::MAX);
     }
 
     /// Lets the guest access all ports.
     pub fn allow_all(&mut self) {
-        self.0.fill(0);
+        self.ports().fill(0);
     }
 
     /// The bytes as the processor reads them.
     #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; PORT_BYTES] {
-        &self.0
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+
+    /// The bytes of the ports that there are.
+    fn ports(&mut self) -> &mut [u8] {
+        self.0.as_mut().get_mut(..PORT_BYTES).unwrap_or_default()
     }
 
     /// Lets the guest access the `count` ports from `first` on, as far as there are ports.
@@ -196,21 +208,25 @@ impl PortBitmaps {
     pub fn intercepts(&self, port: u16, width: u8) -> bool {
         (0..u32::from(width)).any(|offset| {
             let port = u32::from(port).wrapping_add(offset);
-            self.0
-                .get((port >> 3) as usize)
-                .is_none_or(|byte| byte & 1u8.wrapping_shl(port & 7) != 0)
+            port >= PORTS
+                || self
+                    .0
+                    .as_ref()
+                    .get((port >> 3) as usize)
+                    .is_none_or(|byte| byte & 1u8.wrapping_shl(port & 7) != 0)
         })
     }
 
     fn set(&mut self, first: u16, count: u16, exits: bool) {
         let mut port = u32::from(first);
         let end = port.wrapping_add(u32::from(count)).min(PORTS);
+        let ports = self.ports();
         while port < end {
             // Bits of one byte at a time.
             let next = (port | 7).wrapping_add(1).min(end);
             let from = 0xffu8.wrapping_shl(port & 7);
             let up_to = 0xffu8.wrapping_shr(7u32.wrapping_sub(next.wrapping_sub(1) & 7));
-            if let Some(byte) = self.0.get_mut((port >> 3) as usize) {
+            if let Some(byte) = ports.get_mut((port >> 3) as usize) {
                 let bits = from & up_to;
                 *byte = if exits { *byte | bits } else { *byte & !bits };
             }
@@ -219,7 +235,7 @@ impl PortBitmaps {
     }
 }
 
-impl Default for PortBitmaps {
+impl<L: PortLayout> Default for PortMap<L> {
     fn default() -> Self {
         Self::new()
     }
@@ -234,9 +250,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::virt::vmx::maps::{MsrBitmap, PortBitmaps};
 
     /// As the processor finds the bit of an MSR, written down a second time from the manual's list of the four parts.
-    fn processor_exits(bitmap: &MsrBitmap, msr: u32, write: bool) -> bool {
+    fn processor_exits(bitmap: &MsrMap<MsrBitmap>, msr: u32, write: bool) -> bool {
         let parts = match (msr, write) {
             (0x0000_0000..=0x0000_1fff, false) => bitmap.0.get(0..1024),
             (0xc000_0000..=0xc000_1fff, false) => bitmap.0.get(1024..2048),
@@ -256,8 +273,8 @@ mod tests {
 
     #[test]
     fn every_msr_has_its_own_two_bits() {
-        let mut bitmap = Box::new(MsrBitmap::new());
-        for msr in MsrBitmap::covered() {
+        let mut bitmap = Box::new(MsrMap::<MsrBitmap>::new());
+        for msr in MsrMap::<MsrBitmap>::covered() {
             bitmap.allow_read(msr).unwrap();
             assert!(!processor_exits(&bitmap, msr, false) && processor_exits(&bitmap, msr, true));
             assert!(!bitmap.intercepts_read(msr) && bitmap.intercepts_write(msr));
@@ -274,7 +291,8 @@ mod tests {
 
     #[test]
     fn msrs_outside_always_exit() {
-        let mut bitmap = MsrBitmap([0; PAGE_BYTES]);
+        let mut bitmap = MsrMap::<MsrBitmap>::new();
+        bitmap.allow_all();
         for msr in [
             0x2000,
             0xbfff_ffff,
@@ -299,14 +317,11 @@ mod tests {
 
     #[test]
     fn every_port_has_its_own_bit() {
-        let mut bitmaps = Box::new(PortBitmaps::new());
+        let mut bitmaps = Box::new(PortMap::<PortBitmaps>::new());
         for port in 0..=u16::MAX {
             bitmaps.allow(port, 1);
             let (page, number) = (usize::from(port >> 15), usize::from(port & 0x7fff));
-            assert_eq!(
-                bitmaps.0[page * PortBitmaps::BITMAP_B + number / 8] >> (number % 8) & 1,
-                0
-            );
+            assert_eq!(bitmaps.0[page * 4096 + number / 8] >> (number % 8) & 1, 0);
             assert!(!bitmaps.intercepts(port, 1));
             assert!(bitmaps.intercepts(port, 2) && bitmaps.intercepts(port, 4));
             assert_eq!(set_bits(&bitmaps.0[(usize::from(port) / 8)..][..1]), 7);
@@ -327,7 +342,7 @@ mod tests {
         fn port_ranges_are_sets(ranges in prop::collection::vec(
             (any::<u16>(), prop_oneof![0u16..40, any::<u16>()], any::<bool>()), 1..6,
         )) {
-            let mut bitmaps = PortBitmaps::new();
+            let mut bitmaps = PortMap::<PortBitmaps>::new();
             let mut model: Vec<bool> = std::vec![true; PORTS as usize];
             for (first, count, exits) in ranges {
                 if exits { bitmaps.intercept(first, count) } else { bitmaps.allow(first, count) }

@@ -5,76 +5,43 @@
 //! Registers, Debug Registers, and MSRs"); anything else raises #GP.
 
 use super::Verdict;
+use super::vectoring::Exception;
 use crate::cpu::PerCpu;
+use crate::processor::descriptor::SegmentRegister;
 use crate::processor::{cr0, cr4, efer, physical_bits};
-use crate::virt::vmx::control::{Exception, forced_cr4, set_ia32e};
-use crate::virt::vmx::entry::Frame;
-use crate::virt::vmx::fields::Field;
-use crate::virt::vmx::instructions::{invalidate_all, read, write};
+use crate::virt::contract::{Capabilities, ControlAccess, GuestState, Virtualization};
+use crate::virt::entry::Frame;
 
 const GENERAL_PROTECTION: Verdict = Verdict::Inject(Exception::GENERAL_PROTECTION);
 
-/// What the guest wants to do, from the exit qualification (SDM, "Exit Qualification for Control-Register Accesses").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Access {
-    /// MOV to this control register from this general register.
-    Write { control: u8, register: u8 },
-    /// CLTS.
-    ClearTaskSwitched,
-    /// LMSW with this operand, from a register or from memory.
-    LoadStatus(u16),
-    /// MOV from a control register: nothing makes these exit.
-    Read,
-}
-
-const fn access(qualification: u64) -> Access {
-    match (qualification >> 4) & 3 {
-        0 => Access::Write {
-            control: (qualification & 0xf) as u8,
-            register: (qualification >> 8 & 0xf) as u8,
-        },
-        1 => Access::Read,
-        2 => Access::ClearTaskSwitched,
-        _ => Access::LoadStatus((qualification >> 16) as u16),
-    }
-}
-
 /// Serves a control-register access.
-pub fn serve(cpu: &PerCpu, frame: &Frame) -> Verdict {
-    match access(read(Field::ExitQualification)) {
-        Access::Write {
-            control: 0,
-            register,
-        } => write_cr0(cpu, narrowed(frame.register(register))),
-        Access::Write {
-            control: 4,
-            register,
-        } => write_cr4(cpu, narrowed(frame.register(register))),
-        Access::ClearTaskSwitched => write_cr0(cpu, visible_cr0() & !cr0::TS),
-        Access::LoadStatus(operand) => write_cr0(cpu, with_status(visible_cr0(), operand)),
-        // CR3 and CR8 do not exit.
-        _ => Verdict::Violation { address: 0 },
+pub fn serve(cpu: &mut PerCpu, frame: &Frame) -> Verdict {
+    let guest = cpu.guest;
+    match guest.control_access() {
+        Some(ControlAccess::Write { control, register }) => {
+            let value = narrowed(guest, frame.register(guest, register));
+            match control {
+                0 => write_cr0(cpu, value),
+                4 => write_cr4(cpu, value),
+                // CR3 and CR8 do not exit.
+                _ => Verdict::Violation { address: 0 },
+            }
+        }
+        Some(ControlAccess::ClearTaskSwitched) => write_cr0(cpu, guest.visible_cr0() & !cr0::TS),
+        Some(ControlAccess::LoadStatus(operand)) => {
+            write_cr0(cpu, with_status(guest.visible_cr0(), operand))
+        }
+        Some(ControlAccess::Read) | None => Verdict::Violation { address: 0 },
     }
 }
 
 /// Outside 64-bit mode general registers have 32 bits.
-fn narrowed(value: u64) -> u64 {
-    if is_64_bit() {
+fn narrowed(guest: impl GuestState, value: u64) -> u64 {
+    if guest.is_64_bit() {
         value
     } else {
         value & 0xffff_ffff
     }
-}
-
-fn is_64_bit() -> bool {
-    let long_code = 1 << 13;
-    read(Field::GuestCsAccessRights) & long_code != 0 && read(Field::GuestEfer) & efer::LMA != 0
-}
-
-/// CR0 as the guest reads it.
-fn visible_cr0() -> u64 {
-    let mask = read(Field::Cr0Mask);
-    (read(Field::GuestCr0) & !mask) | (read(Field::Cr0ReadShadow) & mask)
 }
 
 /// LMSW changes PE, MP, EM and TS, but cannot clear PE.
@@ -110,15 +77,15 @@ struct Context {
 }
 
 impl Context {
-    fn of_the_guest() -> Self {
-        let (long_code, busy_task) = (1 << 13, 0xb);
+    fn of_the_guest(guest: impl GuestState) -> Self {
+        let busy_task = 0xb;
         Self {
-            cr0: read(Field::GuestCr0),
-            cr3: read(Field::GuestCr3),
-            cr4: read(Field::GuestCr4),
-            efer: read(Field::GuestEfer),
-            long_code: read(Field::GuestCsAccessRights) & long_code != 0,
-            wide_task: read(Field::GuestTrAccessRights) & 0xf == busy_task,
+            cr0: guest.cr0(),
+            cr3: guest.cr3(),
+            cr4: guest.cr4(),
+            efer: guest.efer(),
+            long_code: guest.is_code_long(),
+            wide_task: guest.segment(SegmentRegister::Tr).access_rights & 0xf == busy_task,
         }
     }
 
@@ -150,16 +117,16 @@ impl Context {
     }
 }
 
-fn write_cr0(cpu: &PerCpu, value: u64) -> Verdict {
-    let now = Context::of_the_guest();
+fn write_cr0(cpu: &mut PerCpu, value: u64) -> Verdict {
+    let guest = cpu.guest;
+    let now = Context::of_the_guest(guest);
     if !now.takes_cr0(value) {
         return GENERAL_PROTECTION;
     }
     let value = value & CR0_DEFINED;
-    let real = (value & !(cr0::CD | cr0::NW)) | cr0::NE | cr0::ET | cpu.controls.cr0_fixed_ones;
-    let pg = real & cr0::PG != 0;
+    let pg = value & cr0::PG != 0;
     let long_mode = pg && now.efer & efer::LME != 0;
-    let visible_change = value ^ visible_cr0();
+    let visible_change = value ^ guest.visible_cr0();
     // SDM, "PDPTE Registers": what makes the processor load them.
     if pg
         && !long_mode
@@ -169,14 +136,12 @@ fn write_cr0(cpu: &PerCpu, value: u64) -> Verdict {
     {
         return GENERAL_PROTECTION;
     }
-    if (real ^ now.cr0) & cr0::PG != 0 {
+    if (value ^ now.cr0) & cr0::PG != 0 {
         let lma = if long_mode { efer::LMA } else { 0 };
-        write(Field::GuestEfer, (now.efer & !efer::LMA) | lma);
-        set_ia32e(long_mode);
+        guest.set_efer((now.efer & !efer::LMA) | lma);
     }
-    write(Field::GuestCr0, real);
-    write(Field::Cr0ReadShadow, value | cr0::ET);
-    invalidate_all();
+    cpu.virtualization.set_cr0(value);
+    guest.flush();
     Verdict::Advance
 }
 
@@ -188,15 +153,9 @@ const fn is_legal_pdpte(entry: u64, physical_bits: u32) -> bool {
     entry & present == 0 || entry & (beyond | 0x1e6) == 0
 }
 
-/// PAE paging outside IA-32e mode: the processor takes the four top entries from the VMCS at VM entry.
-fn load_pdptes(cpu: &PerCpu) -> bool {
-    let table = read(Field::GuestCr3) & 0xffff_ffe0;
-    let fields = [
-        Field::GuestPdpte0,
-        Field::GuestPdpte1,
-        Field::GuestPdpte2,
-        Field::GuestPdpte3,
-    ];
+/// PAE paging outside IA-32e mode: the four top entries are read when the register is written.
+fn load_pdptes(cpu: &mut PerCpu) -> bool {
+    let table = cpu.guest.cr3() & 0xffff_ffe0;
     let mut entries = [0; 4];
     let bits = physical_bits();
     for (entry, at) in entries.iter_mut().zip((table..).step_by(8)) {
@@ -208,17 +167,17 @@ fn load_pdptes(cpu: &PerCpu) -> bool {
             return false;
         }
     }
-    for (field, entry) in fields.into_iter().zip(entries) {
-        write(field, entry);
-    }
+    cpu.virtualization.set_pdptes(entries);
     true
 }
 
-fn write_cr4(cpu: &PerCpu, value: u64) -> Verdict {
-    let now = Context::of_the_guest();
+fn write_cr4(cpu: &mut PerCpu, value: u64) -> Verdict {
+    let guest = cpu.guest;
+    let now = Context::of_the_guest(guest);
     // The processor that a cell sees has no VMX; the root's shadow keeps what Linux writes.
     let hidden = if cpu.is_root { 0 } else { cr4::VMXE };
-    if !now.takes_cr4(value, cpu.controls.cr4_allowed & cr4::KNOWN & !hidden) {
+    let allowed = cpu.virtualization.capabilities().allowed_cr4();
+    if !now.takes_cr4(value, allowed & cr4::KNOWN & !hidden) {
         return GENERAL_PROTECTION;
     }
     let is_pae = now.cr0 & cr0::PG != 0 && !now.is_long() && value & cr4::PAE != 0;
@@ -226,9 +185,8 @@ fn write_cr4(cpu: &PerCpu, value: u64) -> Verdict {
     if is_pae && (value ^ now.cr4) & loads != 0 && !load_pdptes(cpu) {
         return GENERAL_PROTECTION;
     }
-    write(Field::GuestCr4, value | forced_cr4(&cpu.controls));
-    write(Field::Cr4ReadShadow, value);
-    invalidate_all();
+    cpu.virtualization.set_cr4(value);
+    guest.flush();
     Verdict::Advance
 }
 
@@ -321,25 +279,6 @@ mod tests {
                 assert_eq!(after & 1, before & 1 | u64::from(operand) & 1);
             }
         }
-    }
-
-    #[test]
-    fn every_form_of_access_is_told_apart() {
-        for control in [0u8, 3, 4, 8] {
-            for register in 0..16u8 {
-                let qualification = u64::from(control) | u64::from(register) << 8;
-                let expected = Access::Write { control, register };
-                assert_eq!(access(qualification), expected);
-                assert_eq!(access(qualification | 1 << 4), Access::Read);
-            }
-        }
-        assert_eq!(access(2 << 4), Access::ClearTaskSwitched);
-        // From a register, and from memory.
-        assert_eq!(access(3 << 4 | 0xabcd << 16), Access::LoadStatus(0xabcd));
-        assert_eq!(
-            access(3 << 4 | 1 << 6 | 0x1234 << 16),
-            Access::LoadStatus(0x1234)
-        );
     }
 
     proptest! {

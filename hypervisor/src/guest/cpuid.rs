@@ -9,10 +9,9 @@ use gaol_abi::hypercall::{CPUID_FEATURES_LEAF, CPUID_SIGNATURE, CPUID_SIGNATURE_
 use super::Verdict;
 use crate::cpu::PerCpu;
 use crate::processor::{self, cr4};
-use crate::virt::vmx::entry::Frame;
-use crate::virt::vmx::exit::{SLOW, done};
-use crate::virt::vmx::fields::Field;
-use crate::virt::vmx::instructions::read;
+use crate::virt::contract::{GuestState, Trapped};
+use crate::virt::entry::Frame;
+use crate::virt::exit::{SLOW, done};
 
 const FEATURES: u32 = 1;
 const EXTENDED_FEATURES: u32 = 7;
@@ -108,7 +107,7 @@ pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
         return SLOW;
     }
     put(frame, processor::cpuid(leaf, frame.rcx as u32));
-    done(cpu)
+    done(cpu, Trapped::Cpuid)
 }
 
 #[inline(always)]
@@ -127,7 +126,7 @@ const fn set(value: u32, bit: u32, on: bool) -> u32 {
 pub fn slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
     let (leaf, subleaf) = (frame.rax as u32, frame.rcx as u32);
     let answer = processor::cpuid(leaf, subleaf);
-    let answer = moderated(leaf, subleaf, answer, read(Field::GuestCr4), cpu.is_root);
+    let answer = moderated(leaf, subleaf, answer, cpu.guest.cr4(), cpu.is_root);
     put(frame, answer);
     Verdict::Advance
 }
@@ -210,6 +209,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::virt;
+    use crate::virt::contract::Virtualization;
 
     /// Every bit that a cell is not shown, by the name that the manual has for it: leaf, subleaf, register, bit.
     const HIDDEN: [(&str, u32, u32, usize, u32); 31] = [
@@ -349,10 +350,12 @@ mod tests {
 
         #[test]
         fn the_answer_replaces_whole_registers(registers: [u64; 15], answer: [u32; 4]) {
+            // RSP, the only register that it is asked for, is not touched.
+            let guest = virt::Current::guest();
             let mut frame = Frame::default();
             let numbers = (0u8..16).filter(|number| *number != 4);
             for (number, value) in numbers.clone().zip(registers) {
-                frame.set_register(number, value);
+                frame.set_register(guest, number, value);
             }
             put(&mut frame, answer);
             for (number, value) in numbers.zip(registers) {
@@ -364,7 +367,7 @@ mod tests {
                     2 => u64::from(answer[3]),
                     _ => value,
                 };
-                prop_assert_eq!(frame.register(number), expected, "register {}", number);
+                prop_assert_eq!(frame.register(guest, number), expected, "register {}", number);
             }
         }
     }

@@ -1,22 +1,22 @@
 //! The record of what a guest did wrong.
 
 use gaol_abi::exit::COUNTER_ROOT_VIOLATIONS;
-use gaol_abi::handover::GeneralRegisters;
 use gaol_abi::public::FaultRecord;
 
 use super::memory::fetch;
 use crate::cpu::PerCpu;
+use crate::processor::descriptor::SegmentRegister;
 use crate::processor::time_stamp;
 use crate::trace::public;
-use crate::virt::vmx::entry::Frame;
-use crate::virt::vmx::fields::Field;
-use crate::virt::vmx::instructions::read;
+use crate::virt::contract::GuestState;
+use crate::virt::entry::Frame;
 
 /// Keeps the guest's present state as its last fault. `address`: the guest-physical address, port or MSR.
 pub fn record(cpu: &PerCpu, frame: &Frame, address: u64) {
     if cpu.is_root {
         cpu.counters.count(COUNTER_ROOT_VIOLATIONS);
     }
+    let guest = cpu.guest;
     let mut instruction = [0; 16];
     let instruction_length = fetch(cpu, &mut instruction).unwrap_or(0) as u32;
     cpu.windows.close();
@@ -25,35 +25,18 @@ pub fn record(cpu: &PerCpu, frame: &Frame, address: u64) {
         &FaultRecord {
             count: 0,
             cell: cpu.cell,
-            exit_reason: read(Field::ExitReason) as u32,
+            exit_reason: guest.exit_number(),
             instruction_length,
-            qualification: read(Field::ExitQualification),
+            qualification: guest.exit_detail(),
             address,
-            rip: read(Field::GuestRip),
-            rflags: read(Field::GuestRflags),
-            cr0: read(Field::GuestCr0),
-            cr3: read(Field::GuestCr3),
-            cr4: read(Field::GuestCr4),
-            cs_base: read(Field::GuestCsBase),
+            rip: guest.rip(),
+            rflags: guest.rflags(),
+            cr0: guest.cr0(),
+            cr3: guest.cr3(),
+            cr4: guest.cr4(),
+            cs_base: guest.segment_base(SegmentRegister::Cs),
             time: time_stamp(),
-            registers: GeneralRegisters {
-                rax: frame.rax,
-                rcx: frame.rcx,
-                rdx: frame.rdx,
-                rbx: frame.rbx,
-                rsi: frame.rsi,
-                rdi: frame.rdi,
-                rbp: frame.rbp,
-                r8: frame.r8,
-                r9: frame.r9,
-                r10: frame.r10,
-                r11: frame.r11,
-                r12: frame.r12,
-                r13: frame.r13,
-                r14: frame.r14,
-                r15: frame.r15,
-                rsp: read(Field::GuestRsp),
-            },
+            registers: frame.registers(guest.rsp()),
             instruction,
         },
     );

@@ -8,13 +8,13 @@ use core::sync::atomic::Ordering;
 use gaol_abi::exit::{COUNTER_DROPPED_IPIS, COUNTER_X2APIC_ICR, COUNTER_XAPIC_WRITES};
 
 use super::Verdict;
+use super::vectoring::Exception;
 use crate::cpu::{self, Events, PerCpu};
 use crate::device::apic::{self, register};
 use crate::device::interrupt_command::{Command, DeliveryMode, Processor, Target};
 use crate::device::interrupt_route::{Action, Member, route};
 use crate::launch::parameters;
 use crate::processor::{fixup, msr};
-use crate::virt::vmx::control::Exception;
 
 /// Bits that a fixed interrupt to a physical destination has clear: delivery and destination mode, the ones that are
 /// reserved or read-only, and the trigger mode. An interrupt that arrives as level-triggered makes its receiver tell all

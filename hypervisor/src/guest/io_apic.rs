@@ -24,8 +24,9 @@ use crate::device::io_apic::{Chip, IoApics, LineRefused, offset};
 use crate::error::Failure;
 use crate::launch::parameters;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
-use crate::memory::page_table::{Ept, PageTable, Tables};
+use crate::memory::page_table::{PageTable, Tables};
 use crate::system::map_failure;
+use crate::virt::NestedFormat;
 
 static IO_APICS: TicketMutex<IoApics> = TicketMutex::new(IoApics::new());
 
@@ -146,7 +147,7 @@ impl Registers for View<'_> {
 /// takes them from the root's EPT, which no CPU uses yet.
 pub fn prepare<T: Tables>(
     view: &SystemView<'_>,
-    ept: &mut PageTable<Ept>,
+    ept: &mut PageTable<NestedFormat>,
     tables: &mut T,
 ) -> Result<(), Failure> {
     let most = u16::from(u8::MAX);
@@ -165,7 +166,7 @@ fn prepare_one<T: Tables>(
     base: u64,
     first_line: u32,
     pins: u16,
-    ept: &mut PageTable<Ept>,
+    ept: &mut PageTable<NestedFormat>,
     tables: &mut T,
 ) -> Result<(), Failure> {
     let pins = u8::try_from(pins).unwrap_or(u8::MAX);

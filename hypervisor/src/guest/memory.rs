@@ -1,8 +1,9 @@
-//! EPT violations, and reading the instruction that a guest is at.
+//! Accesses that the nested page table does not allow, and reading the instruction that a guest is at.
 
 use super::decode::{DecodeError, Instruction, MAX_LENGTH, Mode, decode, length, segment};
 use super::mmio::{Refused, Registers};
 use super::store::{Source, plain_store};
+use super::vectoring::Exception;
 use super::walk::{GuestMemory, Paging, Rights};
 use super::{Verdict, interrupt, mmio};
 use crate::cell::moderated::{self, Lookup};
@@ -12,20 +13,15 @@ use crate::device::apic;
 use crate::launch::parameters;
 use crate::launch::private_table::APIC_PHYSICAL;
 use crate::memory::address::{GuestPhysical, GuestVirtual, HostPhysical};
-use crate::memory::page_table::{LeafSize, TableMemory};
-use crate::processor::{cr4, efer};
+use crate::memory::page_table::{Access, Format, LARGE, LeafSize, TableMemory};
+use crate::processor::cr4;
+use crate::processor::descriptor::SegmentRegister;
 use crate::region::LinearTables;
 use crate::system;
-use crate::virt::vmx::control::Exception;
-use crate::virt::vmx::entry::Frame;
-use crate::virt::vmx::exit::{SLOW, finish, step_over};
-use crate::virt::vmx::fields::{EptViolation, Field, INTERRUPTION_VALID};
-use crate::virt::vmx::instructions::{invalidate_ept, read, write};
-
-/// Access rights of CS: 64-bit code.
-const CS_LONG: u64 = 1 << 13;
-/// Access rights of CS: 32-bit default size.
-const CS_DEFAULT_32: u64 = 1 << 14;
+use crate::virt::NestedFormat;
+use crate::virt::contract::{GuestState, NestedFault};
+use crate::virt::entry::Frame;
+use crate::virt::exit::{SLOW, finish, step_over};
 
 /// RFLAGS.AC.
 const ALIGNMENT_CHECK: u64 = 1 << 18;
@@ -44,7 +40,7 @@ impl GuestMemory for Reader<'_> {
 }
 
 /// Where the guest's memory at `address` is. `None`: it has none there. For the root that is the same address, unless it
-/// belongs to somebody else; a cell's EPT is looked at.
+/// belongs to somebody else; a cell's nested page table is looked at.
 #[must_use]
 pub fn to_physical(cpu: &PerCpu, address: u64) -> Option<HostPhysical> {
     to_physical_inline(cpu, address)
@@ -57,40 +53,50 @@ fn to_physical_inline(cpu: &PerCpu, address: u64) -> Option<HostPhysical> {
         let own = address < parameters::physical_end() && system::is_roots(address);
         return own.then_some(HostPhysical::new(address));
     }
-    through_ept(address, Right::Read)
+    through_tables(cpu, address, Right::Read)
 }
 
 /// What a guest wants of memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Right {
-    /// Bit 0 of entries of the EPT.
-    Read = 1,
-    /// Bits 0 and 1.
-    Write = 3,
+    Read,
+    Write,
+}
+
+impl Right {
+    const fn access(self) -> Access {
+        match self {
+            Self::Read => Access::READ,
+            Self::Write => Access::READ.union(Access::WRITE),
+        }
+    }
 }
 
 /// Where the guest's memory at `address` is, if it has it mapped with that right.
-pub(super) fn to_own_memory(address: u64, right: Right) -> Option<HostPhysical> {
-    through_ept(address, right)
+pub(super) fn to_own_memory(cpu: &PerCpu, address: u64, right: Right) -> Option<HostPhysical> {
+    through_tables(cpu, address, right)
 }
 
 const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
 
-/// Walks the EPT in use.
+/// Walks the nested page table in use.
 #[inline(never)]
-fn through_ept(address: u64, right: Right) -> Option<HostPhysical> {
-    let mut table = HostPhysical::new(read(Field::EptPointer) & ADDRESS_MASK);
-    let (right, large) = (right as u64, 1 << 7);
+fn through_tables(cpu: &PerCpu, address: u64, right: Right) -> Option<HostPhysical> {
+    let mut table = cpu.guest.nested_root();
     for shift in [39u32, 30, 21, 12] {
         let index = (address.wrapping_shr(shift) & 0x1ff) as usize;
         let entry = LinearTables
             .entries(table)
             .get(index)?
             .load(core::sync::atomic::Ordering::Relaxed);
-        if entry & right != right {
+        let allows = entry & NestedFormat::PRESENT != 0
+            && NestedFormat::attributes(entry)
+                .access
+                .contains(right.access());
+        if !allows {
             return None;
         }
-        if shift == 12 || entry & large != 0 {
+        if shift == 12 || entry & LARGE != 0 {
             let offset = 1u64.wrapping_shl(shift).wrapping_sub(1);
             return Some(HostPhysical::new(
                 (entry & ADDRESS_MASK & !offset) | (address & offset),
@@ -101,20 +107,19 @@ fn through_ept(address: u64, right: Right) -> Option<HostPhysical> {
     None
 }
 
-fn paging() -> Paging {
+fn paging(guest: impl GuestState) -> Paging {
     Paging {
-        cr0: read(Field::GuestCr0),
-        cr3: read(Field::GuestCr3),
-        cr4: read(Field::GuestCr4),
-        efer: read(Field::GuestEfer),
+        cr0: guest.cr0(),
+        cr3: guest.cr3(),
+        cr4: guest.cr4(),
+        efer: guest.efer(),
     }
 }
 
-fn mode() -> Mode {
-    let rights = read(Field::GuestCsAccessRights);
-    if rights & CS_LONG != 0 && read(Field::GuestEfer) & efer::LMA != 0 {
+fn mode(guest: impl GuestState) -> Mode {
+    if guest.is_64_bit() {
         Mode::Bits64
-    } else if rights & CS_DEFAULT_32 != 0 {
+    } else if guest.is_code_32_bit() {
         Mode::Bits32
     } else {
         Mode::Bits16
@@ -122,40 +127,35 @@ fn mode() -> Mode {
 }
 
 /// Where the segment with this number (of an instruction) begins.
-pub(super) fn segment_base(number: u8) -> u64 {
-    let field = match number {
-        segment::FS => Field::GuestFsBase,
-        segment::GS => Field::GuestGsBase,
-        _ if mode() == Mode::Bits64 => return 0,
-        segment::ES => Field::GuestEsBase,
-        segment::CS => Field::GuestCsBase,
-        segment::SS => Field::GuestSsBase,
-        _ => Field::GuestDsBase,
-    };
-    read(field)
+pub(super) fn segment_base(guest: impl GuestState, number: u8) -> u64 {
+    guest.segment_base(match number {
+        segment::FS => SegmentRegister::Fs,
+        segment::GS => SegmentRegister::Gs,
+        _ if guest.is_64_bit() => return 0,
+        segment::ES => SegmentRegister::Es,
+        segment::CS => SegmentRegister::Cs,
+        segment::SS => SegmentRegister::Ss,
+        _ => SegmentRegister::Ds,
+    })
 }
 
 /// The guest-physical address of `linear`, if the guest may read or write there.
 pub(super) fn translate(cpu: &PerCpu, linear: u64, right: Right) -> Option<u64> {
-    let privilege = read(Field::GuestSsAccessRights) >> 5 & 3;
     let rights = Rights {
         write: right == Right::Write,
-        user: privilege == 3,
-        alignment_check: read(Field::GuestRflags) & ALIGNMENT_CHECK != 0,
+        user: cpu.guest.privilege_level() == 3,
+        alignment_check: cpu.guest.rflags() & ALIGNMENT_CHECK != 0,
     };
-    let found = paging().translate_for(&mut Reader(cpu), GuestVirtual::new(linear), rights);
+    let found =
+        paging(cpu.guest).translate_for(&mut Reader(cpu), GuestVirtual::new(linear), rights);
     found.ok().map(GuestPhysical::as_u64)
 }
 
 /// Copies the bytes at the guest's RIP. Returns how many could be read, at most 16; `None`: not one.
 pub fn fetch(cpu: &PerCpu, bytes: &mut [u8; 16]) -> Option<usize> {
-    let base = if mode() == Mode::Bits64 {
-        0
-    } else {
-        read(Field::GuestCsBase)
-    };
-    let at = base.wrapping_add(read(Field::GuestRip));
-    let paging = paging();
+    let guest = cpu.guest;
+    let at = segment_base(guest, segment::CS).wrapping_add(guest.rip());
+    let paging = paging(guest);
     let mut copied = 0usize;
     // An instruction lies in at most two pages.
     for _ in 0..2 {
@@ -163,10 +163,10 @@ pub fn fetch(cpu: &PerCpu, bytes: &mut [u8; 16]) -> Option<usize> {
             break;
         };
         let address = GuestVirtual::new(at.wrapping_add(copied as u64));
-        let Ok(guest) = paging.translate(&mut Reader(cpu), address) else {
+        let Ok(translated) = paging.translate(&mut Reader(cpu), address) else {
             break;
         };
-        let Some(physical) = to_physical(cpu, guest.as_u64()) else {
+        let Some(physical) = to_physical(cpu, translated.as_u64()) else {
             break;
         };
         copied = copied.saturating_add(cpu.windows.read(physical, rest));
@@ -179,6 +179,7 @@ pub fn fetch(cpu: &PerCpu, bytes: &mut [u8; 16]) -> Option<usize> {
 pub(super) struct Fetched {
     bytes: [u8; 16],
     count: usize,
+    mode: Mode,
 }
 
 impl Fetched {
@@ -186,7 +187,11 @@ impl Fetched {
     pub(super) fn new(cpu: &PerCpu) -> Option<Self> {
         let mut bytes = [0; 16];
         let count = fetch(cpu, &mut bytes)?.min(MAX_LENGTH);
-        Some(Self { bytes, count })
+        Some(Self {
+            bytes,
+            count,
+            mode: mode(cpu.guest),
+        })
     }
 
     fn bytes(&self) -> &[u8] {
@@ -195,17 +200,29 @@ impl Fetched {
 
     /// See [`decode`].
     pub(super) fn decode(&self) -> Result<Instruction, DecodeError> {
-        decode(self.bytes(), mode())
+        decode(self.bytes(), self.mode)
     }
 
     /// Steps over the instruction, if its length is known.
-    pub(super) fn skip(&self) -> bool {
-        let known = length(self.bytes(), mode());
+    pub(super) fn skip(&self, guest: impl GuestState) -> bool {
+        let known = self.length();
         if let Ok(length) = known {
-            advance_by(length);
+            advance_by(guest, length);
         }
         known.is_ok()
     }
+
+    /// See [`length`].
+    fn length(&self) -> Result<u8, DecodeError> {
+        length(self.bytes(), self.mode)
+    }
+}
+
+/// Bytes of the instruction that the guest is at. `None`: they can't be read, or are none that has a length.
+pub fn instruction_length(cpu: &PerCpu) -> Option<u64> {
+    let length = Fetched::new(cpu).and_then(|fetched| fetched.length().ok());
+    cpu.windows.close();
+    length.map(u64::from)
 }
 
 const fn is_apic_page(address: u64) -> bool {
@@ -216,8 +233,8 @@ const fn is_apic_page(address: u64) -> bool {
 #[inline(always)]
 fn locate(cpu: &PerCpu, rip: u64) -> Option<HostPhysical> {
     let (present, large) = (1, 1 << 7);
-    let mut table = read(Field::GuestCr3);
-    let mut shift = if read(Field::GuestCr4) & cr4::LA57 == 0 {
+    let mut table = cpu.guest.cr3();
+    let mut shift = if cpu.guest.cr4() & cr4::LA57 == 0 {
         39u32
     } else {
         48
@@ -241,16 +258,12 @@ fn locate(cpu: &PerCpu, rip: u64) -> Option<HostPhysical> {
 /// A write of Linux to its xAPIC page, by a plain move in 64-bit mode.
 #[inline(never)]
 pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
-    let address = read(Field::GuestPhysicalAddress);
-    let is_write = read(Field::ExitQualification) & EptViolation::WRITE.bits() != 0;
-    if !is_apic_page(address)
-        || !is_write
-        || !cpu.is_root
-        || read(Field::GuestCsAccessRights) & CS_LONG == 0
-    {
+    let fault = cpu.guest.nested_fault();
+    let address = fault.address;
+    if !is_apic_page(address) || !fault.is_write() || !cpu.is_root || !cpu.guest.is_code_long() {
         return SLOW;
     }
-    let rip = read(Field::GuestRip);
+    let rip = cpu.guest.rip();
     if rip & 0xfff > 0xff0 || address & 0xf != 0 {
         return SLOW;
     }
@@ -269,14 +282,14 @@ pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
         },
     };
     interrupt::xapic_write(cpu, (address & 0xff0) as u16, value);
-    write(Field::GuestRip, rip.wrapping_add(u64::from(store.length)));
+    cpu.guest.set_rip(rip.wrapping_add(u64::from(store.length)));
     finish(cpu)
 }
 
-/// Any other EPT violation.
+/// Any other access that the nested page table does not allow.
 pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
-    let address = read(Field::GuestPhysicalAddress);
-    let qualification = EptViolation::from_bits_retain(read(Field::ExitQualification));
+    let fault = cpu.guest.nested_fault();
+    let address = fault.address;
     let moderated = match moderated::find(cpu.cell, address) {
         // The guest does again what it was doing: its instruction, or the delivery of an event.
         Lookup::Changing => return Verdict::Resume,
@@ -285,19 +298,19 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     };
     if !cpu.is_root {
         return moderated.map_or(Verdict::Violation { address }, |range| {
-            mmio::serve(cpu, frame, &range, qualification)
+            mmio::serve(cpu, frame, &range, fault)
         });
     }
     // Then there is no instruction to be emulated; the event itself is seen to behind the verdict.
-    let delivering = read(Field::IdtVectoringInformation) as u32 & INTERRUPTION_VALID != 0;
+    let delivering = cpu.guest.is_delivering();
     if is_apic_page(address) {
         if delivering {
             return Verdict::Violation { address };
         }
-        return apic_access(cpu, frame, qualification);
+        return apic_access(cpu, frame, fault);
     }
     if !delivering && let Some(range) = moderated {
-        return mmio::serve(cpu, frame, &range, qualification);
+        return mmio::serve(cpu, frame, &range, fault);
     }
     let is_strict = system::root_share().is_some_and(RootShare::is_strict);
     if !is_strict
@@ -307,7 +320,7 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     {
         return Verdict::Resume;
     }
-    if qualification.contains(EptViolation::FETCH) {
+    if fault.is_fetch() {
         return Verdict::InjectRecorded {
             exception: Exception::INVALID_OPCODE,
             address,
@@ -315,12 +328,12 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     }
     super::fault::record(cpu, frame, address);
     if !delivering && let Some(fetched) = Fetched::new(cpu) {
-        mmio::read_ones(frame, &fetched);
-        if fetched.skip() {
+        mmio::read_ones(cpu.guest, frame, &fetched);
+        if fetched.skip(cpu.guest) {
             return Verdict::Resume;
         }
     }
-    if redirect(address) {
+    if redirect(cpu, address) {
         return Verdict::Resume;
     }
     Verdict::Inject(Exception::GENERAL_PROTECTION)
@@ -351,21 +364,21 @@ fn install_far(address: u64) -> bool {
 }
 
 /// Lets a write that can't be stepped over go to a scratch page.
-fn redirect(address: u64) -> bool {
+fn redirect(cpu: &PerCpu, address: u64) -> bool {
     let Some(far) = system::far() else {
         return false;
     };
     let done = far
         .table
         .redirect_hole(&LinearTables, GuestPhysical::new(address), far.scratch);
-    invalidate_ept();
+    cpu.guest.flush_nested();
     done
 }
 
 /// An access to the xAPIC page that is not the frequent one.
-fn apic_access(cpu: &PerCpu, frame: &mut Frame, qualification: EptViolation) -> Verdict {
-    let address = read(Field::GuestPhysicalAddress);
-    if qualification.contains(EptViolation::FETCH) {
+fn apic_access(cpu: &PerCpu, frame: &mut Frame, fault: NestedFault) -> Verdict {
+    let address = fault.address;
+    if fault.is_fetch() {
         return Verdict::InjectRecorded {
             exception: Exception::INVALID_OPCODE,
             address,
@@ -378,9 +391,9 @@ fn apic_access(cpu: &PerCpu, frame: &mut Frame, qualification: EptViolation) -> 
     // What has no effect does nothing to the guest's registers either.
     if let Ok(instruction) = fetched.decode() {
         let mut page = ApicPage { cpu };
-        let _ = mmio::carry_out(frame, &mut page, address & 0xfff, &instruction);
+        let _ = mmio::carry_out(cpu.guest, frame, &mut page, address & 0xfff, &instruction);
     }
-    if fetched.skip() {
+    if fetched.skip(cpu.guest) {
         Verdict::Resume
     } else {
         Verdict::Violation { address }
@@ -413,6 +426,6 @@ impl Registers for ApicPage<'_> {
 }
 
 /// Moves the guest behind its instruction.
-pub(super) fn advance_by(length: u8) {
-    step_over(u64::from(length));
+pub(super) fn advance_by(guest: impl GuestState, length: u8) {
+    step_over(guest, u64::from(length));
 }

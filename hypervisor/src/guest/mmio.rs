@@ -7,6 +7,7 @@
 use super::decode::{Instruction, Operation};
 use super::execute::execute;
 use super::memory::{Fetched, advance_by, segment_base};
+use super::vectoring::Exception;
 use super::{Verdict, fault, io_apic, pci, strings};
 use crate::cell::moderated::{Moderated, What};
 use crate::cpu::PerCpu;
@@ -14,10 +15,8 @@ use crate::cpu::window::Windows;
 use crate::device::pci::hardware::ConfigRange;
 use crate::memory::address::HostPhysical;
 use crate::system;
-use crate::virt::vmx::control::Exception;
-use crate::virt::vmx::entry::Frame;
-use crate::virt::vmx::fields::{EptViolation, Field, INTERRUPTION_VALID};
-use crate::virt::vmx::instructions::{read, write};
+use crate::virt::contract::{GuestState, NestedFault};
+use crate::virt::entry::Frame;
 
 /// Registers that guests reach through the hypervisor only, at offsets from their start.
 ///
@@ -176,10 +175,10 @@ pub fn serve(
     cpu: &mut PerCpu,
     frame: &mut Frame,
     range: &Moderated,
-    qualification: EptViolation,
+    fault: NestedFault,
 ) -> Verdict {
-    let address = read(Field::GuestPhysicalAddress);
-    if qualification.contains(EptViolation::FETCH) {
+    let address = fault.address;
+    if fault.is_fetch() {
         return if cpu.is_root {
             Verdict::InjectRecorded {
                 exception: Exception::INVALID_OPCODE,
@@ -190,9 +189,7 @@ pub fn serve(
         };
     }
     // The processor's own accesses, to page tables or while it delivers an event, are no instruction's.
-    let is_data = qualification.contains(EptViolation::LINEAR_VALID | EptViolation::TRANSLATED);
-    let is_delivery = read(Field::IdtVectoringInformation) as u32 & INTERRUPTION_VALID != 0;
-    if !is_data || is_delivery {
+    if !fault.is_data() || cpu.guest.is_delivering() {
         return Verdict::Violation { address };
     }
     let Some(fetched) = Fetched::new(cpu) else {
@@ -222,31 +219,37 @@ fn whole(
     instruction: &Instruction,
 ) -> Result<(), Refused> {
     let is_string = instruction.is_string();
-    if is_string && strings::is_empty(frame, instruction) {
-        advance_by(instruction.length);
+    if is_string && strings::is_empty(cpu.guest, frame, instruction) {
+        advance_by(cpu.guest, instruction.length);
         return Ok(());
     }
     if instruction.operation == Operation::MOVS {
         strings::copy(cpu, frame, instruction)?;
     } else {
-        check_place(frame, address, instruction)?;
+        check_place(cpu.guest, frame, address, instruction)?;
         let offset = address.wrapping_sub(range.start);
+        let guest = cpu.guest;
         with_registers(cpu, range, |registers| {
-            carry_out(frame, registers, offset, instruction)
+            carry_out(guest, frame, registers, offset, instruction)
         })?;
     }
-    if !is_string || strings::step(frame, instruction) {
-        advance_by(instruction.length);
+    if !is_string || strings::step(cpu.guest, frame, instruction) {
+        advance_by(cpu.guest, instruction.length);
     }
     Ok(())
 }
 
 /// An operand that begins in the page before has its second half at `address`: that is two accesses.
-fn check_place(frame: &Frame, address: u64, instruction: &Instruction) -> Result<(), Refused> {
+fn check_place(
+    guest: impl GuestState,
+    frame: &Frame,
+    address: u64,
+    instruction: &Instruction,
+) -> Result<(), Refused> {
     let place = &instruction.address;
-    let next = read(Field::GuestRip).wrapping_add(u64::from(instruction.length));
-    let offset = place.offset(|number| frame.register(number), next);
-    let linear = segment_base(place.segment).wrapping_add(offset);
+    let next = guest.rip().wrapping_add(u64::from(instruction.length));
+    let offset = place.offset(|number| frame.register(guest, number), next);
+    let linear = segment_base(guest, place.segment).wrapping_add(offset);
     ((linear ^ address) & 0xfff == 0)
         .then_some(())
         .ok_or(Refused)
@@ -254,6 +257,7 @@ fn check_place(frame: &Frame, address: u64, instruction: &Instruction) -> Result
 
 /// Does what the instruction says to memory, registers and flags. What is refused changes no register.
 pub(super) fn carry_out(
+    guest: impl GuestState,
     frame: &mut Frame,
     registers: &mut dyn Registers,
     offset: u64,
@@ -264,27 +268,32 @@ pub(super) fn carry_out(
     } else {
         0
     };
-    let flags = read(Field::GuestRflags);
-    let outcome = execute(instruction, data, |number| frame.register(number), flags);
+    let flags = guest.rflags();
+    let outcome = execute(
+        instruction,
+        data,
+        |number| frame.register(guest, number),
+        flags,
+    );
     if let Some(value) = outcome.memory {
         registers.write(offset, instruction.width, value)?;
     }
     if let Some((number, value)) = outcome.register {
-        frame.set_register(number, value);
+        frame.set_register(guest, number, value);
     }
     if outcome.flags != flags {
-        write(Field::GuestRflags, outcome.flags);
+        guest.set_rflags(outcome.flags);
     }
     Ok(())
 }
 
 /// What an instruction reads where there is nothing are ones. Of a string instruction nothing is done.
-pub(super) fn read_ones(frame: &mut Frame, fetched: &Fetched) {
+pub(super) fn read_ones(guest: impl GuestState, frame: &mut Frame, fetched: &Fetched) {
     if let Ok(instruction) = fetched.decode()
         && !instruction.is_string()
     {
         // Nobody is asked, so nothing is refused.
-        let _ = carry_out(frame, &mut Nothing, 0, &instruction);
+        let _ = carry_out(guest, frame, &mut Nothing, 0, &instruction);
     }
 }
 
@@ -295,8 +304,8 @@ fn refuse(cpu: &mut PerCpu, frame: &mut Frame, fetched: &Fetched, address: u64) 
         return Verdict::Violation { address };
     }
     fault::record(cpu, frame, address);
-    read_ones(frame, fetched);
-    if fetched.skip() {
+    read_ones(cpu.guest, frame, fetched);
+    if fetched.skip(cpu.guest) {
         Verdict::Resume
     } else {
         Verdict::Inject(Exception::GENERAL_PROTECTION)

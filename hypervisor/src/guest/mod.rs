@@ -27,8 +27,7 @@ mod strings;
 pub mod vectoring;
 pub mod walk;
 
-use self::vectoring::Event;
-use crate::virt::vmx::control::Exception;
+use self::vectoring::{Event, Exception};
 
 /// The answer to an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,17 +5,16 @@
 
 use gaol_config::msr_policy::{Grant, Read, Rule, Write, policy};
 
+use super::vectoring::Exception;
 use super::{Verdict, interrupt};
 use crate::cell::published;
 use crate::cpu::PerCpu;
 use crate::device::apic;
 use crate::processor::{fixup, msr};
 use crate::system;
-use crate::virt::vmx::control::Exception;
-use crate::virt::vmx::entry::Frame;
-use crate::virt::vmx::exit::{SLOW, done};
-use crate::virt::vmx::fields::{Field, msr as vmx_msr};
-use crate::virt::vmx::instructions::{read as read_field, write as write_field};
+use crate::virt::contract::{GuestState, Trapped};
+use crate::virt::entry::Frame;
+use crate::virt::exit::{SLOW, done};
 
 /// IA32_FEATURE_CONTROL: locked, VMX off.
 const FEATURE_CONTROL_LOCKED: u64 = 1;
@@ -46,7 +45,7 @@ fn refuse(register: u32) -> Verdict {
 pub extern "sysv64" fn read_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
     if frame.rcx as u32 == msr::MTRR_DEF_TYPE {
         put(frame, cpu.mtrrs.default_type);
-        return done(cpu);
+        return done(cpu, Trapped::Msr);
     }
     SLOW
 }
@@ -55,7 +54,7 @@ pub extern "sysv64" fn read_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
 #[inline(never)]
 pub extern "sysv64" fn write_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
     if frame.rcx as u32 == X2APIC_COMMAND && interrupt::x2apic_fast(cpu, value(frame)) {
-        return done(cpu);
+        return done(cpu, Trapped::Msr);
     }
     SLOW
 }
@@ -64,7 +63,7 @@ pub extern "sysv64" fn write_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
 pub fn read_slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
     let register = frame.rcx as u32;
     let answer = match rule(cpu, register).read {
-        Read::Virtual if register == vmx_msr::FEATURE_CONTROL => Some(FEATURE_CONTROL_LOCKED),
+        Read::Virtual if register == msr::FEATURE_CONTROL => Some(FEATURE_CONTROL_LOCKED),
         Read::Virtual if register == msr::MCG_CAP => Some(0),
         Read::Virtual => cpu.mtrrs.get(register),
         // Beyond the bitmap's ranges: what the processor itself answers to Linux.
@@ -101,12 +100,14 @@ pub fn write_slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
         }
         // Registers beyond the bitmap's ranges, and those that a strict root does not have.
         Write::Pass | Write::Own | Write::Switched if cpu.is_root => {
-            write_bits(register, value, roots_mask(register))
+            write_bits(cpu, register, value, roots_mask(register))
         }
         Write::Masked(mask) if cpu.is_root => {
-            write_bits(register, value, mask & roots_mask(register))
+            write_bits(cpu, register, value, mask & roots_mask(register))
         }
-        Write::Refuse if !cpu.is_root => write_bits(register, value, cells_mask(cpu, register)),
+        Write::Refuse if !cpu.is_root => {
+            write_bits(cpu, register, value, cells_mask(cpu, register))
+        }
         _ => None,
     };
     match taken {
@@ -124,7 +125,7 @@ fn check(cpu: &PerCpu, register: u32, value: u64) -> Verdict {
         }
         msr::APIC_BASE if keeps_apic(fixup::read_msr(register), value) => Verdict::Advance,
         msr::DEBUGCTL if value & !BRANCH_TRAP == 0 => {
-            write_field(Field::GuestDebugctl, value);
+            cpu.guest.set_debugctl(value);
             Verdict::Advance
         }
         // It is 0 and stays so.
@@ -157,14 +158,14 @@ fn cells_mask(cpu: &PerCpu, register: u32) -> u64 {
 }
 
 /// Writes some bits of a register. `None`: not one, or the processor refuses the value.
-fn write_bits(register: u32, value: u64, mask: u64) -> Option<()> {
+fn write_bits(cpu: &PerCpu, register: u32, value: u64, mask: u64) -> Option<()> {
     if mask == 0 {
         return None;
     }
     if register == msr::DEBUGCTL {
         // The VM exit has put the processor's to 0.
-        let before = read_field(Field::GuestDebugctl);
-        write_field(Field::GuestDebugctl, (before & !mask) | (value & mask));
+        let before = cpu.guest.debugctl();
+        cpu.guest.set_debugctl((before & !mask) | (value & mask));
         return Some(());
     }
     let before = if mask == u64::MAX {

@@ -13,37 +13,15 @@ use crate::device::pci::hardware::{
 };
 use crate::launch::parameters;
 use crate::processor::{port_read, port_write};
-use crate::virt::vmx::entry::Frame;
-use crate::virt::vmx::exit::{SLOW, done};
-use crate::virt::vmx::fields::Field;
-use crate::virt::vmx::instructions::read;
+use crate::virt::contract::{GuestState, PortAccess, Trapped};
+use crate::virt::entry::Frame;
+use crate::virt::exit::{SLOW, done};
 
-/// Exit qualification of an I/O instruction.
-#[derive(Clone, Copy, Debug)]
-struct Access(u64);
-
-impl Access {
-    const fn port(self) -> u16 {
-        (self.0 >> 16) as u16
-    }
-
-    const fn size(self) -> u32 {
-        ((self.0 & 7) as u32).wrapping_add(1)
-    }
-
-    /// Inside the four ports of configuration mechanism 1's data.
-    const fn is_config_data(self) -> bool {
-        let byte = self.port().wrapping_sub(CONFIG_DATA) as u32;
-        byte < 4 && byte.wrapping_add(self.size()) <= 4
-    }
-
-    const fn is_input(self) -> bool {
-        self.0 & (1 << 3) != 0
-    }
-
-    const fn is_string(self) -> bool {
-        self.0 & (1 << 4) != 0
-    }
+/// Inside the four ports of configuration mechanism 1's data.
+#[inline(always)]
+fn is_config_data(access: impl PortAccess) -> bool {
+    let byte = u32::from(access.port().wrapping_sub(CONFIG_DATA));
+    byte < 4 && byte.wrapping_add(access.size()) <= 4
 }
 
 /// Puts what was read into AL, AX or EAX.
@@ -59,26 +37,24 @@ fn put(frame: &mut Frame, size: u32, value: u32) {
 /// The two ports of PCI configuration.
 #[inline(never)]
 pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
-    let access = Access(read(Field::ExitQualification));
-    // Bits 5:0 and 31:16: a plain 4-byte access to 0xcf8.
-    let shape = access.0 & 0xffff_0037;
-    if shape == (u64::from(CONFIG_ADDRESS) << 16) | 3 {
+    let access = cpu.guest.port_access();
+    if access.is_plain_double_word(CONFIG_ADDRESS) {
         if access.is_input() {
             frame.rax = u64::from(cpu.pci_address);
         } else {
             cpu.pci_address = frame.rax as u32;
         }
-        return done(cpu);
+        return done(cpu, Trapped::Port);
     }
-    if access.is_config_data() && !access.is_string() && config_data(cpu, frame, access) {
-        return done(cpu);
+    if is_config_data(access) && !access.is_string() && config_data(cpu, frame, access) {
+        return done(cpu, Trapped::Port);
     }
     SLOW
 }
 
 /// An access to a function that no cell has. `false`: one may have it.
 #[inline(always)]
-fn config_data(cpu: &PerCpu, frame: &mut Frame, access: Access) -> bool {
+fn config_data(cpu: &PerCpu, frame: &mut Frame, access: impl PortAccess) -> bool {
     let address = cpu.pci_address;
     let function = (address >> 8) as u16;
     if !cpu.is_root || address & CONFIG_ENABLE == 0 {
@@ -114,7 +90,7 @@ fn config_data(cpu: &PerCpu, frame: &mut Frame, access: Access) -> bool {
 }
 
 /// An access to configuration space where a cell may have the function.
-fn moderated(cpu: &PerCpu, frame: &mut Frame, access: Access) {
+fn moderated(cpu: &PerCpu, frame: &mut Frame, access: impl PortAccess) {
     let value = (!access.is_input()).then_some(frame.rax as u32);
     let (port, width) = (access.port(), access.size());
     let found = if cpu.is_root {
@@ -132,7 +108,7 @@ fn moderated(cpu: &PerCpu, frame: &mut Frame, access: Access) {
 
 /// Any other port.
 pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
-    let access = Access(read(Field::ExitQualification));
+    let access = cpu.guest.port_access();
     let port = access.port();
     if access.is_string() {
         // A repeated access is skipped as a whole: what it would have moved is not the guest's.
@@ -144,7 +120,7 @@ pub fn slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
             }
         };
     }
-    if access.is_config_data() {
+    if is_config_data(access) {
         moderated(cpu, frame, access);
         return Verdict::Advance;
     }
@@ -198,28 +174,38 @@ mod tests {
 
     use super::*;
 
-    /// SDM, "Exit Qualification for I/O Instructions".
-    fn qualification(port: u16, size: u32, input: bool, others: u64) -> Access {
-        Access(u64::from(port) << 16 | u64::from(size - 1) | u64::from(input) << 3 | others)
+    #[derive(Clone, Copy, Debug)]
+    struct Access(u16, u32);
+
+    impl PortAccess for Access {
+        fn port(self) -> u16 {
+            self.0
+        }
+
+        fn size(self) -> u32 {
+            self.1
+        }
+
+        fn is_input(self) -> bool {
+            true
+        }
+
+        fn is_string(self) -> bool {
+            false
+        }
+
+        fn is_plain_double_word(self, port: u16) -> bool {
+            self.0 == port && self.1 == 4
+        }
     }
 
     #[test]
-    fn every_access_to_every_port_is_decoded() {
-        let (string, repeated, immediate) = (1 << 4, 1 << 5, 1 << 6);
+    fn only_what_ends_inside_the_four_ports_is_configuration_data() {
         for port in 0..=u16::MAX {
             for size in [1, 2, 4] {
-                for input in [false, true] {
-                    for others in [0, immediate, string, string | repeated] {
-                        let access = qualification(port, size, input, others);
-                        assert_eq!(access.port(), port);
-                        assert_eq!(access.size(), size);
-                        assert_eq!(access.is_input(), input);
-                        assert_eq!(access.is_string(), others & string != 0);
-                        let last = u32::from(port) + size - 1;
-                        let is_data = port >= 0xcfc && last <= 0xcff;
-                        assert_eq!(access.is_config_data(), is_data);
-                    }
-                }
+                let last = u32::from(port) + size - 1;
+                let expected = port >= 0xcfc && last <= 0xcff;
+                assert_eq!(is_config_data(Access(port, size)), expected);
             }
         }
     }

@@ -18,7 +18,7 @@ use crate::processor::{self, halt_for_ever, time_stamp};
 use crate::set_once::SetOnce;
 use crate::system;
 use crate::trace::{console, public};
-use crate::virt::vmx::entry::Frame;
+use crate::virt::entry::Frame;
 
 const ROOT: u32 = 0;
 

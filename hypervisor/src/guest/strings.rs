@@ -10,9 +10,8 @@ use super::mmio::{Refused, with_registers};
 use crate::cell::moderated::{self, Lookup, Moderated};
 use crate::cpu::PerCpu;
 use crate::memory::address::HostPhysical;
-use crate::virt::vmx::entry::Frame;
-use crate::virt::vmx::fields::Field;
-use crate::virt::vmx::instructions::read;
+use crate::virt::contract::GuestState;
+use crate::virt::entry::Frame;
 
 /// RCX.
 const COUNT: u8 = 1;
@@ -30,7 +29,7 @@ fn locate(cpu: &PerCpu, linear: u64, right: Right) -> Result<Place, Refused> {
     let address = translate(cpu, linear, right).ok_or(Refused)?;
     match moderated::find(cpu.cell, address) {
         Lookup::Found(range) => Ok(Place::Moderated(range, address.wrapping_sub(range.start))),
-        Lookup::Nothing => to_own_memory(address, right)
+        Lookup::Nothing => to_own_memory(cpu, address, right)
             .map(Place::Memory)
             .ok_or(Refused),
         Lookup::Changing => Err(Refused),
@@ -60,10 +59,10 @@ pub(super) fn copy(
     instruction: &Instruction,
 ) -> Result<(), Refused> {
     let address = &instruction.address;
-    let register = |number| frame.register(number);
-    let source = segment_base(address.segment).wrapping_add(address.offset(register, 0));
-    let index = frame.register(DESTINATION_INDEX) & mask(address.size);
-    let destination = segment_base(segment::ES).wrapping_add(index);
+    let register = |number| frame.register(cpu.guest, number);
+    let source = segment_base(cpu.guest, address.segment).wrapping_add(address.offset(register, 0));
+    let index = frame.register(cpu.guest, DESTINATION_INDEX) & mask(address.size);
+    let destination = segment_base(cpu.guest, segment::ES).wrapping_add(index);
     // Nothing is read from registers, which may have an effect, when it can't be written anywhere.
     in_parts(destination, instruction.width, |at, _, _| {
         locate(cpu, at, Right::Write).map(|_| ())
@@ -94,21 +93,21 @@ pub(super) fn copy(
 }
 
 /// Whether a repeated instruction has nothing to do at all.
-pub(super) fn is_empty(frame: &Frame, instruction: &Instruction) -> bool {
-    instruction.is_repeated && frame.register(COUNT) & mask(instruction.address.size) == 0
+pub(super) fn is_empty(guest: impl GuestState, frame: &Frame, instruction: &Instruction) -> bool {
+    instruction.is_repeated && frame.register(guest, COUNT) & mask(instruction.address.size) == 0
 }
 
 /// Steps and counts after one element. Returns whether that was the last one.
-pub(super) fn step(frame: &mut Frame, instruction: &Instruction) -> bool {
+pub(super) fn step(guest: impl GuestState, frame: &mut Frame, instruction: &Instruction) -> bool {
     let size = instruction.address.size;
     let mut add = |number: u8, distance: u64| {
-        let before = frame.register(number);
+        let before = frame.register(guest, number);
         let after = before.wrapping_add(distance) & mask(size);
-        frame.set_register(number, put(before, after, size, false));
+        frame.set_register(guest, number, put(before, after, size, false));
         after
     };
     let width = u64::from(instruction.width);
-    let distance = if read(Field::GuestRflags) & DIRECTION == 0 {
+    let distance = if guest.rflags() & DIRECTION == 0 {
         width
     } else {
         width.wrapping_neg()

@@ -6,8 +6,37 @@
 
 use open_enum::open_enum;
 
-use crate::virt::vmx::control::Exception;
-use crate::virt::vmx::fields::{INTERRUPTION_ERROR_CODE, INTERRUPTION_VALID};
+/// Description of an event, in either vendor's format: valid.
+pub const INTERRUPTION_VALID: u32 = 1 << 31;
+/// Description of an event, in either vendor's format: an error code is delivered.
+pub const INTERRUPTION_ERROR_CODE: u32 = 1 << 11;
+
+/// An exception for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// Vector.
+    pub vector: u8,
+    /// Error code, where the exception has one.
+    pub error_code: Option<u32>,
+}
+
+impl Exception {
+    /// #GP(0).
+    pub const GENERAL_PROTECTION: Self = Self {
+        vector: 13,
+        error_code: Some(0),
+    };
+    /// #UD.
+    pub const INVALID_OPCODE: Self = Self {
+        vector: 6,
+        error_code: None,
+    };
+    /// #MC.
+    pub const MACHINE_CHECK: Self = Self {
+        vector: 18,
+        error_code: None,
+    };
+}
 
 /// How an event comes about: the type in interruption information (SDM, "VM-Entry Controls for Event Injection").
 #[open_enum]

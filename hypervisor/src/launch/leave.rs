@@ -1,4 +1,4 @@
-//! Back to Linux, outside VMX operation, right where the guest is.
+//! Back to Linux, outside of operation, right where the guest is.
 
 use core::sync::atomic::Ordering;
 
@@ -8,16 +8,16 @@ use super::parameters;
 use super::saved::Saved;
 use crate::cpu::PerCpu;
 use crate::processor::cr4;
-use crate::virt::vmx::entry::Frame;
-use crate::virt::vmx::fields::{Field, SEGMENTS};
-use crate::virt::vmx::instructions::read;
-use crate::virt::vmx::operation;
+use crate::processor::descriptor::SegmentRegister;
+use crate::virt::contract::Virtualization;
+use crate::virt::entry::Frame;
+use crate::virt::state::{State, Table};
 
 /// Jumps to the stub's way back.
 ///
 /// # Safety
 /// The state in the handover page at `handover` is whole, the MSRs that the stub does not restore are Linux', and the
-/// CPU is outside VMX operation.
+/// CPU is outside of operation.
 pub unsafe fn jump(handover: u64) -> ! {
     // SAFETY: the stub page is mapped at the same address in this page table and in Linux'; the caller's promise.
     unsafe {
@@ -36,59 +36,41 @@ fn task_descriptor(base: u64, limit: u64) -> [u64; 2] {
     [low, base >> 32]
 }
 
-fn guest_state(frame: &Frame) -> (LinuxState, Saved) {
-    let mut state = LinuxState::default();
-    let registers = &mut state.registers;
-    registers.rax = frame.rax;
-    registers.rcx = frame.rcx;
-    registers.rdx = frame.rdx;
-    registers.rbx = frame.rbx;
-    registers.rsi = frame.rsi;
-    registers.rdi = frame.rdi;
-    registers.rbp = frame.rbp;
-    registers.r8 = frame.r8;
-    registers.r9 = frame.r9;
-    registers.r10 = frame.r10;
-    registers.r11 = frame.r11;
-    registers.r12 = frame.r12;
-    registers.r13 = frame.r13;
-    registers.r14 = frame.r14;
-    registers.r15 = frame.r15;
-    registers.rsp = read(Field::GuestRsp);
-    state.rip = read(Field::GuestRip);
-    state.rflags = read(Field::GuestRflags);
-    state.cr3 = read(Field::GuestCr3);
-    // As Linux wrote it; VMXE, if it did, was for the shadow only.
-    let mask = read(Field::Cr4Mask);
-    let visible = (read(Field::GuestCr4) & !mask) | (read(Field::Cr4ReadShadow) & mask);
-    state.cr4 = visible & !cr4::VMXE;
-    state.gdtr = TableRegister {
+const fn table_register(table: Table) -> TableRegister {
+    TableRegister {
         reserved: [0; 3],
-        limit: read(Field::GuestGdtrLimit) as u16,
-        base: read(Field::GuestGdtrBase),
-    };
-    state.idtr = TableRegister {
-        reserved: [0; 3],
-        limit: read(Field::GuestIdtrLimit) as u16,
-        base: read(Field::GuestIdtrBase),
-    };
-    for (selector, fields) in state.selectors.iter_mut().zip(SEGMENTS) {
-        *selector = read(fields.selector) as u16;
+        limit: table.limit as u16,
+        base: table.base,
     }
-    state.task_descriptor = task_descriptor(read(Field::GuestTrBase), read(Field::GuestTrLimit));
+}
+
+/// The guest's state as the stub loads it.
+fn linux_state(frame: &Frame, guest: &State) -> (LinuxState, Saved) {
+    let task = guest.segment(SegmentRegister::Tr);
+    let mut state = LinuxState {
+        registers: frame.registers(guest.rsp),
+        rip: guest.rip,
+        rflags: guest.rflags,
+        cr3: guest.cr3,
+        // As Linux wrote it; VMXE, if it did, had no effect.
+        cr4: guest.cr4 & !cr4::VMXE,
+        gdtr: table_register(guest.gdtr),
+        idtr: table_register(guest.idtr),
+        task_descriptor: task_descriptor(task.base, task.limit.into()),
+        ..LinuxState::default()
+    };
+    for (selector, segment) in state.selectors.iter_mut().zip(&guest.segments) {
+        *selector = segment.selector;
+    }
     let saved = Saved {
-        cr0: read(Field::GuestCr0),
-        dr7: read(Field::GuestDr7),
-        efer: read(Field::GuestEfer),
-        pat: read(Field::GuestPat),
-        debugctl: read(Field::GuestDebugctl),
-        sysenter: [
-            read(Field::GuestSysenterCs),
-            read(Field::GuestSysenterEsp),
-            read(Field::GuestSysenterEip),
-        ],
-        fs_base: read(Field::GuestFsBase),
-        gs_base: read(Field::GuestGsBase),
+        cr0: guest.cr0,
+        dr7: guest.dr7,
+        efer: guest.efer,
+        pat: guest.pat,
+        debugctl: guest.debugctl,
+        sysenter: guest.sysenter,
+        fs_base: guest.segment(SegmentRegister::Fs).base,
+        gs_base: guest.segment(SegmentRegister::Gs).base,
     };
     (state, saved)
 }
@@ -111,8 +93,8 @@ pub fn hand_back_interrupts(cpu: &PerCpu) {
 
 /// Leaves the hypervisor for good: the guest goes on natively with its present state.
 pub fn leave(cpu: &mut PerCpu, frame: &Frame) -> ! {
-    let (mut state, saved) = guest_state(frame);
-    operation::leave(cpu);
+    let (mut state, saved) = linux_state(frame, &cpu.virtualization.save());
+    cpu.virtualization.leave_operation();
     hand_back_interrupts(cpu);
     let page = cpu.handover as *mut HandoverPage;
     // SAFETY: this CPU's own handover page; the state is whole, and `restore` writes the MSRs that the stub does not.

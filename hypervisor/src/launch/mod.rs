@@ -30,9 +30,10 @@ use crate::guest::mtrr::Mtrrs;
 use crate::processor::{self, cr4, time_stamp};
 use crate::system::{self, PoolTables};
 use crate::trace::public;
-use crate::virt::vmx::capabilities::Controls;
-use crate::virt::vmx::entry::{Frame, enter as enter_guest, switch_stack};
-use crate::virt::vmx::{control, operation};
+use crate::virt;
+use crate::virt::contract::{Capabilities, GuestState, Regions, Virtualization};
+use crate::virt::entry::{Frame, switch_stack};
+use crate::virt::state::State;
 
 /// The primary CPU has prepared what all share.
 static PREPARED: AtomicBool = AtomicBool::new(false);
@@ -204,7 +205,7 @@ fn fill_per_cpu(
     apic_id: u32,
     saved: &Saved,
 ) -> Result<(), Failure> {
-    let controls = Controls::detect(processor::read_msr)?;
+    let capabilities = virt::Capabilities::detect(processor::cpuid, processor::read_msr)?;
     let shared = cpu::shared(cpu).ok_or(Failure::gaol(Reason::LaunchParameters, u64::from(cpu)))?;
     let area = LINK_BASE
         .wrapping_add(parameters.cpu_areas)
@@ -214,15 +215,12 @@ fn fill_per_cpu(
     tables.fill(TABLES_AT);
     let fresh = PerCpu {
         nmi_count: AtomicU32::new(0),
-        control_block_loaded: 0,
-        pin_with_timer: 0,
         machine_checks: AtomicU32::new(0),
         counters: public::counters(cpu),
         shared,
         is_root: true,
         x2apic: apic::is_x2apic(),
         committed: false,
-        needs_launch: true,
         ignore_ports: true,
         pending_nmi: false,
         recovering: false,
@@ -240,10 +238,14 @@ fn fill_per_cpu(
         saved: *saved,
         handover,
         private_cr3: table.root.as_u64(),
-        vmxon: private_table::area_page(parameters, cpu, area::VMXON),
-        control_block: private_table::area_page(parameters, cpu, area::CONTROL_BLOCK),
-        pin_controls: controls.pin,
-        controls,
+        guest: virt::Current::guest(),
+        virtualization: virt::Current::new(
+            capabilities,
+            Regions {
+                host: private_table::area_page(parameters, cpu, area::HOST_STATE),
+                control_block: private_table::area_page(parameters, cpu, area::CONTROL_BLOCK),
+            },
+        ),
         tables,
     };
     // SAFETY: the first page of this CPU's area, which the boot page table maps writable and nobody else uses.
@@ -262,9 +264,9 @@ extern "sysv64" fn second_half(_: u64) -> ! {
     let cpu = unsafe { &mut *(PRIVATE_BASE as *mut PerCpu) };
     match reach_guest(cpu) {
         Ok(frame) => {
-            cpu.needs_launch = false;
-            // SAFETY: the VMCS is current and filled.
-            unsafe { enter_guest(&raw const frame, 1) }
+            let entry = cpu.virtualization.next_entry();
+            // SAFETY: the CPU is in operation, and its control block filled.
+            unsafe { virt::Current::enter(&raw const frame, entry) }
         }
         Err((at, failure)) => roll_back(cpu, at, &failure),
     }
@@ -278,7 +280,9 @@ fn reach_guest(cpu: &mut PerCpu) -> Result<Frame, (LaunchStep, Failure)> {
     check_processor(cpu).map_err(in_step(LaunchStep::CheckProcessor))?;
     step(cpu.index, LaunchStep::EnableVirtualization)?;
     set_own_registers();
-    operation::enter(cpu, false).map_err(in_step(LaunchStep::EnableVirtualization))?;
+    cpu.virtualization
+        .enter_operation(&cpu.windows, false, cpu.index)
+        .map_err(in_step(LaunchStep::EnableVirtualization))?;
     step(cpu.index, LaunchStep::FillControlBlock)?;
     fill_control_block(cpu).map_err(in_step(LaunchStep::FillControlBlock))?;
     step(cpu.index, LaunchStep::Ready)?;
@@ -295,9 +299,7 @@ fn check_processor(cpu: &PerCpu) -> Result<(), Failure> {
     if unknown != 0 {
         return Err(Failure::hardware(Reason::UnknownCr4, unknown));
     }
-    if linux_cr4 & cr4::VMXE != 0 {
-        return Err(Failure::hardware(Reason::VmxInUse, u64::from(cpu.index)));
-    }
+    cpu.virtualization.check_unused(linux_cr4, cpu.index)?;
     apic::check()?;
     if !cpu.x2apic {
         // Linux addresses CPUs by these, and set them long ago.
@@ -337,12 +339,14 @@ pub fn set_own_registers() {
 }
 
 fn fill_control_block(cpu: &mut PerCpu) -> Result<(), Failure> {
-    control::fill_host(cpu);
-    public::set_host_registers(cpu.index, control::host_registers());
+    cpu.virtualization.fill_host(cpu.private_cr3);
+    public::set_host_registers(cpu.index, cpu.virtualization.host_registers());
     // SAFETY: this CPU's own page, in which nothing changes now but the NMI count, which is not looked at.
     let page = unsafe { &*page(cpu.handover) };
-    control::fill_linux(cpu, page, parameters::stub_first_instruction())?;
-    control::confine(
+    let first_instruction = parameters::stub_first_instruction();
+    let state = State::of_linux(page, &cpu.saved, first_instruction)?;
+    cpu.virtualization.load(&state);
+    cpu.virtualization.confine(
         &crate::cell::published(0)
             .ok_or(Failure::gaol(Reason::LaunchParameters, 0))?
             .confinement(),
@@ -353,8 +357,8 @@ fn fill_control_block(cpu: &mut PerCpu) -> Result<(), Failure> {
 /// Everything back as it was before [`enter`].
 pub fn roll_back(cpu: &mut PerCpu, at: LaunchStep, failure: &Failure) -> ! {
     call_off(cpu.index, at, failure);
-    if cpu.control_block_loaded != 0 {
-        operation::leave(cpu);
+    if cpu.virtualization.is_in_operation() {
+        cpu.virtualization.leave_operation();
     }
     leave::hand_back_interrupts(cpu);
     let saved = cpu.saved;
@@ -386,7 +390,8 @@ pub fn commit(cpu: &mut PerCpu) -> Frame {
         (*page(cpu.handover)).state
     };
     let registers = &state.registers;
-    control::set_instruction(state.rip, state.rflags);
+    cpu.guest.set_rip(state.rip);
+    cpu.guest.set_rflags(state.rflags);
     Frame {
         rax: 0,
         rbx: registers.rbx,

@@ -13,19 +13,19 @@ use crate::cell::root::RootShare;
 use crate::cell::{confinement, lifecycle, parts, published};
 use crate::device::pci::hardware;
 use crate::error::Failure;
-use crate::guest::bitmaps::{MsrBitmap, PortBitmaps};
 use crate::guest::{io_apic, root_failure};
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::frames::FramePool;
 use crate::memory::memory_types::{MemoryType, MemoryTypes, Mtrrs};
 use crate::memory::page_table::{
-    Access, Attributes, Ept, FarReserve, LeafSize, Limits, PageTable, Scratch,
+    Access, Attributes, FarReserve, LeafSize, Limits, PageTable, Scratch,
 };
 use crate::processor::{cpuid, msr, physical_bits, read_msr};
 use crate::region::{self, LinearTables};
 use crate::system::{self, Far, Machinery, PoolTables, everything, map_failure};
 use crate::trace::{console, public};
-use crate::virt::vmx::capabilities::Controls;
+use crate::virt::contract::Capabilities as _;
+use crate::virt::{Capabilities, MsrMap, NestedFormat, PortMap};
 
 /// Frames set aside for the root's far windows.
 const FAR_FRAMES: u32 = 8;
@@ -54,11 +54,11 @@ pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
         .end();
     let mut pool = pool(parameters)?;
     let memory_types = memory_types()?;
-    let controls = Controls::detect(read_msr)?;
+    let capabilities = Capabilities::detect(cpuid, read_msr)?;
     let share = RootShare::new(view);
     system::set_root_share(share);
     hardware::set_ranges(view.ranges());
-    let mut root_ept = root_ept(parameters, &mut pool, &memory_types, &controls, &share)?;
+    let mut root_ept = root_ept(parameters, &mut pool, &memory_types, &capabilities, &share)?;
     io_apic::prepare(&view, &mut root_ept, &mut PoolTables(&mut pool))?;
     root_failure::prepare(parameters, header);
     let root_ports = root_bitmaps(&mut pool, &root_ept, &view, &share)?;
@@ -70,7 +70,7 @@ pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
         let no_erratum = 1 << 6;
         features & (1 << 29) != 0 && read_msr(msr::ARCH_CAPABILITIES) & no_erratum != 0
     };
-    let largest = if controls.ept_1g {
+    let largest = if capabilities.maps_1g() {
         LeafSize::Page1G
     } else {
         LeafSize::Page2M
@@ -167,23 +167,23 @@ fn range(start: u64, size: u64) -> Result<Range<GuestPhysical>, Failure> {
         .ok_or(Failure::gaol(Reason::LaunchParameters, start))
 }
 
-/// The root's EPT: all that it may have up to the end of what Linux knows of, with the machine's memory types; the APIC's
+/// The root's nested page table: all that it may have up to the end of what Linux knows of, with the machine's memory types; the APIC's
 /// page read-only; the rest and the hypervisor's memory holes, but for the public pages, which can be read.
 fn root_ept(
     parameters: &LaunchParameters,
     pool: &mut FramePool<'static>,
     memory_types: &MemoryTypes,
-    controls: &Controls,
+    capabilities: &Capabilities,
     share: &RootShare<'_>,
-) -> Result<PageTable<Ept>, Failure> {
-    let largest = if controls.ept_1g {
+) -> Result<PageTable<NestedFormat>, Failure> {
+    let largest = if capabilities.maps_1g() {
         LeafSize::Page1G
     } else {
         LeafSize::Page2M
     };
     let tables = &mut PoolTables(pool);
     let none = |_| Failure::out_of_frames();
-    let mut ept = PageTable::<Ept>::new(tables, 4, Limits::all(largest)).map_err(none)?;
+    let mut ept = PageTable::<NestedFormat>::new(tables, 4, Limits::all(largest)).map_err(none)?;
     let hole = system::zeroed_frame(tables.0)?;
     region::fill_frame(hole, u64::MAX);
     ept.set_hole_page(tables, hole).map_err(none)?;
@@ -236,20 +236,24 @@ fn root_ept(
 /// Bitmaps of the root; publishes what its CPUs are confined to. Returns the first of the port bitmaps.
 fn root_bitmaps(
     pool: &mut FramePool<'static>,
-    ept: &PageTable<Ept>,
+    ept: &PageTable<NestedFormat>,
     view: &SystemView<'_>,
     share: &RootShare<'_>,
 ) -> Result<HostPhysical, Failure> {
-    let msrs = system::zeroed_frame(pool)?;
+    let none = |_| Failure::out_of_frames();
+    let msrs = pool
+        .allocate_contiguous(MsrMap::FRAMES, 1)
+        .map_err(none)?
+        .address();
     let ports = pool
-        .allocate_contiguous(2, 1)
-        .map_err(|_| Failure::out_of_frames())?
+        .allocate_contiguous(PortMap::FRAMES, 1)
+        .map_err(none)?
         .address();
     // SAFETY: frames of the pool that are kept for ever, page-aligned, of the bitmaps' size; any content is valid.
     let (msr_bitmap, port_bitmaps) = unsafe {
         (
-            &mut *(region::address_of(msrs) as *mut MsrBitmap),
-            &mut *(region::address_of(ports) as *mut PortBitmaps),
+            &mut *(region::address_of(msrs) as *mut MsrMap),
+            &mut *(region::address_of(ports) as *mut PortMap),
         )
     };
     confinement::fill_root_msrs(msr_bitmap, share);
@@ -268,7 +272,7 @@ fn root_bitmaps(
 
 fn set_far(
     pool: &mut FramePool<'static>,
-    ept: &PageTable<Ept>,
+    ept: &PageTable<NestedFormat>,
     memory_types: &MemoryTypes,
 ) -> Result<(), Failure> {
     let none = |_| Failure::out_of_frames();
@@ -277,7 +281,7 @@ fn set_far(
         .map_err(none)?
         .address();
     let reserve = FarReserve::new(&LinearTables, frames, FAR_FRAMES);
-    let scratch = Scratch::new::<Ept, _>(&mut PoolTables(pool)).map_err(none)?;
+    let scratch = Scratch::new::<NestedFormat, _>(&mut PoolTables(pool)).map_err(none)?;
     system::set_far(Far {
         table: ept.alias(),
         reserve,

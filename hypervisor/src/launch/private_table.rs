@@ -19,6 +19,8 @@ use crate::memory::page_table::{
 use crate::processor::{cr4, read_cr4};
 use crate::region;
 use crate::system::PoolTables;
+use crate::virt;
+use crate::virt::contract::Virtualization;
 
 /// Where the local APIC's registers are (Gaol refuses machines that moved them).
 pub const APIC_PHYSICAL: u64 = 0xfee0_0000;
@@ -150,6 +152,11 @@ pub fn build(
             pages << 12,
             DATA,
         )?;
+    }
+    if virt::Current::CONTROL_BLOCK_IS_MEMORY {
+        let control_block = area_page(parameters, cpu, area::CONTROL_BLOCK);
+        let at = private::CONTROL_BLOCK;
+        map(&mut table, tables, at, control_block, page, DATA)?;
     }
     map(
         &mut table,

@@ -48,7 +48,7 @@ impl Saved {
     /// Writes the MSRs back that the stub does not restore, and the rest into the state that the stub does.
     ///
     /// # Safety
-    /// The CPU is about to go back to Linux through the stub, outside VMX operation.
+    /// The CPU is about to go back to Linux through the stub, outside of operation.
     pub unsafe fn restore(&self, state: &mut LinuxState) {
         let [cs, esp, eip] = self.sysenter;
         // SAFETY: the values were read from these registers while Linux ran; PAT and EFER agree with the mappings in use,

@@ -1,9 +1,39 @@
-//! Segment descriptors: from Linux' GDT to base, limit and access rights as VMX wants them.
+//! Segment descriptors: from Linux' GDT to base, limit and access rights.
 //!
 //! SDM, "Segment Descriptors" and "Guest Register State". Only logic; an absent or unusable segment is a value.
 #![forbid(unsafe_code)]
 
-use crate::virt::vmx::fields::ACCESS_UNUSABLE;
+/// Access rights: the segment is unusable.
+pub const ACCESS_UNUSABLE: u32 = 1 << 16;
+
+/// Segment registers, numbered as in [`gaol_abi::handover::LinuxState::selectors`]; the first six as instructions number
+/// them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are the manuals'")]
+pub enum SegmentRegister {
+    Es,
+    Cs,
+    Ss,
+    Ds,
+    Fs,
+    Gs,
+    Ldtr,
+    Tr,
+}
+
+impl SegmentRegister {
+    /// All of them, in order.
+    pub const ALL: [Self; 8] = [
+        Self::Es,
+        Self::Cs,
+        Self::Ss,
+        Self::Ds,
+        Self::Fs,
+        Self::Gs,
+        Self::Ldtr,
+        Self::Tr,
+    ];
+}
 
 /// A segment register in full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,7 +44,7 @@ pub struct Segment {
     pub base: u64,
     /// Limit in bytes, granularity applied.
     pub limit: u32,
-    /// Access rights in the format of the VMCS.
+    /// Access rights: bits 7:0 and 15:12 are bits 47:40 and 55:52 of the descriptor, and [`ACCESS_UNUSABLE`].
     pub access_rights: u32,
 }
 

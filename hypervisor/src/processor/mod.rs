@@ -14,6 +14,8 @@ use core::arch::asm;
 pub mod msr {
     /// IA32_APIC_BASE.
     pub const APIC_BASE: u32 = 0x1b;
+    /// IA32_FEATURE_CONTROL.
+    pub const FEATURE_CONTROL: u32 = 0x3a;
     /// IA32_TSC_ADJUST.
     pub const TSC_ADJUST: u32 = 0x3b;
     /// IA32_MTRRCAP.

@@ -13,7 +13,8 @@ use gaol_abi::handover::TASK_STATE_BYTES;
 
 use crate::cpu::{PRIVATE_BASE, PerCpu, private};
 use crate::processor;
-use crate::virt::vmx::fields::Field;
+use crate::virt;
+use crate::virt::contract::Virtualization;
 
 /// Selector of 64-bit code, the same as in Linux.
 pub const CODE_SELECTOR: u16 = 0x10;
@@ -98,7 +99,7 @@ impl DescriptorTables {
         }
         for (vector, entry) in self.idt.iter_mut().enumerate() {
             *entry = match vector {
-                2 => gate(nmi as *const () as u64, NMI_IST),
+                2 => gate(virt::Current::nmi_handler(), NMI_IST),
                 8 => gate(handler(vector), DOUBLE_FAULT_IST),
                 18 => gate(machine_check as *const () as u64, MACHINE_CHECK_IST),
                 _ => gate(handler(vector), 0),
@@ -192,34 +193,6 @@ pub struct ExceptionFrame {
     /// Stack pointer there.
     pub rsp: u64,
     ss: u64,
-}
-
-/// The preemption timer's bit and value are written here only; the exit path clears the bit.
-#[unsafe(naked)]
-extern "C" fn nmi() {
-    naked_asm!(
-        "push rax",
-        "push rdx",
-        "lock inc dword ptr [{private} + {count}]",
-        "cmp byte ptr [{private} + {loaded}], 0",
-        "je 2f",
-        "mov eax, {pin_field}",
-        "mov edx, dword ptr [{private} + {pin}]",
-        "vmwrite rax, rdx",
-        "mov eax, {timer_field}",
-        "xor edx, edx",
-        "vmwrite rax, rdx",
-        "2:",
-        "pop rdx",
-        "pop rax",
-        "iretq",
-        private = const PRIVATE_BASE as i64,
-        count = const offset_of!(PerCpu, nmi_count),
-        loaded = const offset_of!(PerCpu, control_block_loaded),
-        pin = const offset_of!(PerCpu, pin_with_timer),
-        pin_field = const Field::PinBasedControls.0,
-        timer_field = const Field::PreemptionTimer.0,
-    )
 }
 
 /// A machine check in the hypervisor is handed to the guest at the next entry, which has the handlers for it.
@@ -340,8 +313,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::processor::descriptor::{Segment, segment};
-    use crate::virt::vmx::fields::ACCESS_UNUSABLE;
+    use crate::processor::descriptor::{ACCESS_UNUSABLE, Segment, segment};
 
     const AT: u64 = 0xffff_ffff_1234_5000;
 
@@ -409,7 +381,7 @@ mod tests {
         let tables = filled();
         for vector in 0..VECTORS {
             let (offset, ist) = match vector {
-                2 => (nmi as *const () as u64, 2),
+                2 => (virt::Current::nmi_handler(), 2),
                 8 => (handler(8), 1),
                 18 => (machine_check as *const () as u64, 4),
                 _ => (handler(vector), 0),

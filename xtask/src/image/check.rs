@@ -9,7 +9,7 @@ use super::graph::{Explained, Graph};
 const EXIT_ROOTS: &[&str] = &[
     "entry::vm_exit",
     "tables::stubs",
-    "tables::nmi",
+    "entry::nmi",
     "tables::machine_check",
     "apic::drop_interrupt",
     "events::restarted",
@@ -170,7 +170,7 @@ pub fn check(elf: &[u8]) -> Result<Report> {
         );
         Ok((depth, chain.into_iter().map(str::to_owned).collect()))
     };
-    for name in ["tables::nmi", "tables::machine_check"] {
+    for name in ["entry::nmi", "tables::machine_check"] {
         depth(name, SMALL_STACK_LIMIT)?;
     }
     // Whatever begins on an empty stack, but for the frame of an exit.

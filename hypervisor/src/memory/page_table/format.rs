@@ -51,7 +51,7 @@ impl Attributes {
 /// Bits 51 to 12, the physical address in an entry of any format.
 pub(super) const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
 /// The entry is a leaf although it is not in a table of the lowest level, in any format.
-pub(super) const LARGE: u64 = 1 << 7;
+pub const LARGE: u64 = 1 << 7;
 /// Marks the hole page and entries that lead to shared tables; a bit that processors ignore in any format.
 pub(super) const HOLE: u64 = 1 << 52;
 

@@ -28,11 +28,11 @@ mod update;
 use core::marker::PhantomData;
 
 pub use far::{Far, FarReserve};
-pub use format::{Access, Attributes, Ept, Format, Host};
+pub use format::{Access, Attributes, Ept, Format, Host, LARGE};
 pub use redirect::Scratch;
 pub use tables::{ENTRIES, Entries, TableMemory, Tables};
 
-use self::format::{ADDRESS_MASK, HOLE, LARGE};
+use self::format::{ADDRESS_MASK, HOLE};
 use self::tables::{fill, read};
 use self::update::{Content, Merge, Update, index, is_present, retire_tables, span};
 use super::address::{Address, HostPhysical, PAGE_SIZE, PhysicalRange, Range};

@@ -8,6 +8,7 @@ use gaol_abi::outcome::Reason;
 
 use super::fields::{Entry, Exit, PinBased, Primary, Secondary, msr};
 use crate::error::Failure;
+use crate::virt::contract::Capabilities;
 
 /// The controls, the same for all guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +75,20 @@ fn controls(
     Ok(must | required | (optional & may))
 }
 
-impl Controls {
-    /// Reads the capability MSRs through `read`.
-    pub fn detect(mut read: impl FnMut(u32) -> u64) -> Result<Self, Failure> {
+impl Capabilities for Controls {
+    fn maps_1g(&self) -> bool {
+        self.ept_1g
+    }
+
+    fn allowed_cr4(&self) -> u64 {
+        self.cr4_allowed
+    }
+
+    /// The capability MSRs tell all.
+    fn detect(
+        _cpuid: impl FnMut(u32, u32) -> [u32; 4],
+        mut read: impl FnMut(u32) -> u64,
+    ) -> Result<Self, Failure> {
         let basic = read(msr::BASIC);
         // Size at most a page, write-back memory type (6), TRUE capability MSRs.
         let size = (basic >> 32) & 0x1fff;
@@ -167,6 +179,10 @@ impl Controls {
 mod tests {
     use super::*;
 
+    fn detect(read: impl FnMut(u32) -> u64) -> Result<Controls, Failure> {
+        Controls::detect(|_, _| [0; 4], read)
+    }
+
     fn haswell(register: u32) -> u64 {
         match register {
             msr::BASIC => 0x00d8_1000_0000_002b,
@@ -186,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_haswell_has_all_that_is_needed() {
-        let controls = Controls::detect(haswell).unwrap();
+        let controls = detect(haswell).unwrap();
         assert_eq!(controls.primary & Primary::CR3_LOAD_EXITING.bits(), 0);
         assert_eq!(controls.pin & PinBased::PREEMPTION_TIMER.bits(), 0);
         assert_eq!(controls.primary & Primary::RDPMC_EXITING.bits(), 0);
@@ -197,7 +213,7 @@ mod tests {
 
     #[test]
     fn counters_are_left_to_a_cell_where_their_reads_can_not_exit() {
-        let controls = Controls::detect(|register| match register {
+        let controls = detect(|register| match register {
             msr::TRUE_PRIMARY => haswell(register) & !(1 << (32 + 11)),
             _ => haswell(register),
         });
@@ -218,7 +234,7 @@ mod tests {
             (msr::TRUE_ENTRY, 32 + 15),
             (msr::EPT_VPID, 20),
         ] {
-            let failure = Controls::detect(|r| {
+            let failure = detect(|r| {
                 if r == register {
                     haswell(r) & !(1 << bit)
                 } else {
@@ -230,7 +246,7 @@ mod tests {
             assert_eq!(failure.detail() >> 32, u64::from(register));
         }
         // CR3 exits that can't be turned off.
-        let failure = Controls::detect(|r| {
+        let failure = detect(|r| {
             if r == msr::TRUE_PRIMARY {
                 haswell(r) | (1 << 15)
             } else {

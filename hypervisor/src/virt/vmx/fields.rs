@@ -337,13 +337,6 @@ pub const BLOCKING_BY_MOV_SS: u64 = 1 << 1;
 /// Guest interruptibility: blocking by NMI (virtual NMIs: of the guest's own).
 pub const BLOCKING_BY_NMI: u64 = 1 << 3;
 
-/// Access rights: the segment is unusable.
-pub const ACCESS_UNUSABLE: u32 = 1 << 16;
-
-/// Interruption information: valid.
-pub const INTERRUPTION_VALID: u32 = 1 << 31;
-/// Interruption information: an error code is delivered.
-pub const INTERRUPTION_ERROR_CODE: u32 = 1 << 11;
 /// Interruption information: the type's bits.
 pub const INTERRUPTION_TYPE: u32 = 7 << 8;
 /// Interruption type: NMI.
@@ -354,8 +347,6 @@ pub const UNBLOCKED_BY_IRET: u64 = 1 << 12;
 
 /// Capability MSRs and others that VMX needs.
 pub mod msr {
-    /// IA32_FEATURE_CONTROL.
-    pub const FEATURE_CONTROL: u32 = 0x3a;
     /// IA32_VMX_BASIC.
     pub const BASIC: u32 = 0x480;
     /// IA32_VMX_MISC.
