@@ -5,20 +5,30 @@
 //! Registers, Debug Registers, and MSRs"); anything else raises #GP.
 
 use super::Verdict;
+use super::decode::control::Control;
+use super::memory::{Fetched, read_word, segment_base};
 use super::vectoring::Exception;
 use crate::cpu::PerCpu;
 use crate::processor::descriptor::SegmentRegister;
 use crate::processor::{cr0, cr4, efer, physical_bits};
 use crate::virt::contract::{Capabilities, ControlAccess, GuestState, Virtualization};
 use crate::virt::entry::Frame;
+use crate::virt::exit::step_over;
 
 const GENERAL_PROTECTION: Verdict = Verdict::Inject(Exception::GENERAL_PROTECTION);
 
 /// Serves a control-register access.
 pub fn serve(cpu: &mut PerCpu, frame: &Frame) -> Verdict {
+    match cpu.guest.control_access() {
+        Some(access) => carry_out(cpu, frame, access),
+        None => decode_and_carry_out(cpu, frame),
+    }
+}
+
+fn carry_out(cpu: &mut PerCpu, frame: &Frame, access: ControlAccess) -> Verdict {
     let guest = cpu.guest;
-    match guest.control_access() {
-        Some(ControlAccess::Write { control, register }) => {
+    match access {
+        ControlAccess::Write { control, register } => {
             let value = narrowed(guest, frame.register(guest, register));
             match control {
                 0 => write_cr0(cpu, value),
@@ -27,11 +37,50 @@ pub fn serve(cpu: &mut PerCpu, frame: &Frame) -> Verdict {
                 _ => Verdict::Violation { address: 0 },
             }
         }
-        Some(ControlAccess::ClearTaskSwitched) => write_cr0(cpu, guest.visible_cr0() & !cr0::TS),
-        Some(ControlAccess::LoadStatus(operand)) => {
+        ControlAccess::ClearTaskSwitched => write_cr0(cpu, guest.visible_cr0() & !cr0::TS),
+        ControlAccess::LoadStatus(operand) => {
             write_cr0(cpu, with_status(guest.visible_cr0(), operand))
         }
-        Some(ControlAccess::Read) | None => Verdict::Violation { address: 0 },
+        ControlAccess::Read => Verdict::Violation { address: 0 },
+    }
+}
+
+/// As [`carry_out`], where the processor does not tell what the instruction is.
+fn decode_and_carry_out(cpu: &mut PerCpu, frame: &Frame) -> Verdict {
+    let Some(fetched) = Fetched::new(cpu) else {
+        // The instruction's memory is changing hands at this moment: Linux tries again.
+        return if cpu.is_root {
+            Verdict::Resume
+        } else {
+            Verdict::Violation { address: 0 }
+        };
+    };
+    let Ok((control, length)) = fetched.control() else {
+        return Verdict::Violation { address: 0 };
+    };
+    let guest = cpu.guest;
+    let access = match control {
+        Control::Access(access) => access,
+        Control::LoadStatusFromRegister(register) => {
+            ControlAccess::LoadStatus(frame.register(guest, register) as u16)
+        }
+        Control::LoadStatusFromMemory(address) => {
+            let next = guest.rip().wrapping_add(u64::from(length));
+            let offset = address.offset(|number| frame.register(guest, number), next);
+            let linear = segment_base(guest, address.segment).wrapping_add(offset);
+            match read_word(cpu, linear) {
+                Some(operand) => ControlAccess::LoadStatus(operand),
+                None => return Verdict::Violation { address: 0 },
+            }
+        }
+    };
+    // The length belongs to the mode that the guest is in before the register changes.
+    match carry_out(cpu, frame, access) {
+        Verdict::Advance => {
+            step_over(guest, length.into());
+            Verdict::Resume
+        }
+        other => other,
     }
 }
 

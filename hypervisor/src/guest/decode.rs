@@ -8,6 +8,8 @@
 //! Tables and rules: SDM volume 2, "Instruction Format" and "Opcode Map".
 #![forbid(unsafe_code)]
 
+pub mod control;
+
 pub use super::opcodes::Operation;
 use super::opcodes::{
     ADDRESS, BYTE, BYTE_WIDE, EXTENDS, FAR, FULL_OPERAND, Form, IMMEDIATE, MODRM, Map, NOT_IN_64,

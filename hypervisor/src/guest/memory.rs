@@ -1,5 +1,6 @@
 //! Accesses that the nested page table does not allow, and reading the instruction that a guest is at.
 
+use super::decode::control::{Control, control};
 use super::decode::{DecodeError, Instruction, MAX_LENGTH, Mode, decode, length, segment};
 use super::mmio::{Refused, Registers};
 use super::store::{Source, plain_store};
@@ -151,6 +152,18 @@ pub(super) fn translate(cpu: &PerCpu, linear: u64, right: Right) -> Option<u64> 
     found.ok().map(GuestPhysical::as_u64)
 }
 
+/// Two bytes of the guest's memory at `linear`, which may lie in two pages. `None`: it may not read there.
+pub(super) fn read_word(cpu: &PerCpu, linear: u64) -> Option<u16> {
+    let read = |linear| {
+        let physical = to_physical(cpu, translate(cpu, linear, Right::Read)?)?;
+        Some(cpu.windows.read_memory(physical, 1) as u8)
+    };
+    Some(u16::from_le_bytes([
+        read(linear)?,
+        read(linear.wrapping_add(1))?,
+    ]))
+}
+
 /// Copies the bytes at the guest's RIP. Returns how many could be read, at most 16; `None`: not one.
 pub fn fetch(cpu: &PerCpu, bytes: &mut [u8; 16]) -> Option<usize> {
     let guest = cpu.guest;
@@ -210,6 +223,11 @@ impl Fetched {
             advance_by(guest, length);
         }
         known.is_ok()
+    }
+
+    /// See [`control`].
+    pub(super) fn control(&self) -> Result<(Control, u8), DecodeError> {
+        control(self.bytes(), self.mode)
     }
 
     /// See [`length`].

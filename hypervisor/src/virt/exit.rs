@@ -146,7 +146,11 @@ fn serve(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
             cpu.windows.close();
             verdict
         }
-        Exit::ControlRegister => control_register::serve(cpu, frame),
+        Exit::ControlRegister => {
+            let verdict = control_register::serve(cpu, frame);
+            cpu.windows.close();
+            verdict
+        }
         // Linux does WBINVD when it takes a CPU offline; done for real it would empty the caches of a real-time cell.
         Exit::CacheFlush => Verdict::Advance,
         // XSETBV: the value was refused by the processor. RDPMC: CPUID shows a cell no counters, so there is none of any
