@@ -70,38 +70,76 @@ pub fn run(progress: &Progress, toolchain: &Toolchain, parts: &[Part]) -> Result
     Ok(())
 }
 
-/// The hypervisor's image for VMX.
-///
-/// # Errors
-/// When it does not build or its image is not as agreed.
-pub fn hypervisor(toolchain: &Toolchain) -> Result<()> {
-    let mut build = toolchain.bare_metal("build");
-    build.args(["--package", "gaol-hypervisor", "--bin", "gaol-vmx"]);
-    build.args(["--features", "image,vmx", "--profile", "image"]);
-    process::run("build-hypervisor", &mut build)?;
-    let elf = read(&toolchain.image("gaol-vmx"))?;
-    let image = flatten::hypervisor(&elf).context("the hypervisor's image is not as agreed")?;
-    store("gaol-vmx.bin", &image)?;
-    let symbols = symbol_file(&Image::read(&elf).context("the hypervisor has no symbols")?);
-    store("gaol-vmx.sym", symbols.as_bytes())
+/// The hypervisor's image for one vendor.
+#[derive(Clone, Copy, Debug)]
+pub struct VendorImage {
+    /// Name of its program and, with `.bin` and `.sym`, of what is made of it.
+    pub name: &'static str,
+    /// The Cargo features that it is built with.
+    pub features: &'static str,
 }
 
-/// Builds the hypervisor's image and looks for what it must not have: see [`crate::image::check`].
+/// One image for each vendor.
+pub const IMAGES: [VendorImage; 1] = [VendorImage {
+    name: "gaol-vmx",
+    features: "image,vmx",
+}];
+
+impl VendorImage {
+    /// What Cargo is told to build it.
+    #[must_use]
+    pub const fn arguments(&self) -> [&'static str; 6] {
+        [
+            "--package",
+            "gaol-hypervisor",
+            "--bin",
+            self.name,
+            "--features",
+            self.features,
+        ]
+    }
+}
+
+/// The hypervisor's images.
 ///
 /// # Errors
-/// When it does not build, can panic, calls by pointers that nobody has explained, or needs too much stack.
+/// When one does not build or is not as agreed.
+pub fn hypervisor(toolchain: &Toolchain) -> Result<()> {
+    for image in IMAGES {
+        let name = image.name;
+        let mut build = toolchain.bare_metal("build");
+        build.args(image.arguments()).args(["--profile", "image"]);
+        process::run(&format!("build-{name}"), &mut build)?;
+        let elf = read(&toolchain.image(name))?;
+        let flat =
+            flatten::hypervisor(&elf).with_context(|| format!("{name}.bin is not as agreed"))?;
+        store(&format!("{name}.bin"), &flat)?;
+        let symbols = Image::read(&elf).with_context(|| format!("{name} has no symbols"))?;
+        store(&format!("{name}.sym"), symbol_file(&symbols).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Builds the hypervisor's images and looks for what they must not have: see [`crate::image::check`].
+///
+/// # Errors
+/// When one does not build, can panic, calls by pointers that nobody has explained, or needs too much stack.
 pub fn inspect(toolchain: &Toolchain) -> Result<()> {
     hypervisor(toolchain)?;
-    let report = check(&read(&toolchain.image("gaol-vmx"))?)?;
-    let text = format!(
-        "functions behind a VM exit: {}\nstack of the exit path: {} bytes of {STACK}: {}\n\
-         stack of an exception: {} bytes\nstack of the launch: {} bytes\n",
-        report.exit_functions,
-        report.exit_stack.0,
-        report.exit_stack.1.join(" → "),
-        report.exception_stack,
-        report.launch_stack,
-    );
+    let mut text = String::new();
+    for VendorImage { name, .. } in IMAGES {
+        let elf = read(&toolchain.image(name))?;
+        let report = check(&elf).with_context(|| format!("in {name}"))?;
+        text += &format!(
+            "{name}:\nfunctions behind an exit: {}\nstack of the exit path: {} bytes of {STACK}: {}\n\
+             stack of an exception: {} bytes\nstack of the launch: {} bytes\n",
+            report.exit_functions,
+            report.exit_stack.0,
+            report.exit_stack.1.join(" → "),
+            report.exception_stack,
+            report.launch_stack,
+        );
+    }
     let directory = artefacts::target().join("logs");
     fs::create_dir_all(&directory).context("cannot create target/logs")?;
     fs::write(directory.join("image.log"), text).context("cannot write the report")

@@ -63,20 +63,8 @@ const HOST_STEPS: &[HostStep] = &[
         },
     },
     HostStep {
-        name: "host/clippy-hypervisor-image",
-        run: |toolchain| {
-            single(
-                "clippy-hypervisor",
-                &mut toolchain.lint(&[
-                    "--package",
-                    "gaol-hypervisor",
-                    "--bin",
-                    "gaol-vmx",
-                    "--features",
-                    "image,vmx",
-                ]),
-            )
-        },
+        name: "host/clippy-hypervisor-images",
+        run: clippy_images,
     },
     HostStep {
         name: "host/clippy-cell-images",
@@ -303,6 +291,19 @@ fn single(log: &str, command: &mut Command) -> Result<Count> {
     } else {
         Count::failure(ended.complaint())
     })
+}
+
+/// The code of each image, with its own features.
+fn clippy_images(toolchain: &Toolchain) -> Result<Count> {
+    let mut all = Count::default();
+    for image in build::IMAGES {
+        let log = format!("clippy-{}", image.name);
+        let one = single(&log, &mut toolchain.lint(&image.arguments()))?;
+        all.passed += one.passed;
+        all.failed += one.failed;
+        all.complaints.extend(one.complaints);
+    }
+    Ok(all)
 }
 
 fn clippy_cells(toolchain: &Toolchain) -> Result<Count> {
