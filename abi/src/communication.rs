@@ -3,7 +3,8 @@
 //! The cell may write to it at any time, so the hypervisor treats what it reads there as an allegation.
 //!
 //! The rest of the page is zero when the cell starts. Jailhouse gives it no meaning; Gaol has one word there, at
-//! [`HEARTBEAT_OFFSET`], which cells that do not know of it leave alone.
+//! [`HEARTBEAT_OFFSET`], and the addresses that the cell's PCI functions find its memory at, from [`DMA_OFFSET`] on. Cells
+//! that do not know of these leave them alone.
 
 use open_enum::open_enum;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -16,6 +17,39 @@ pub const SIGNATURE: [u8; 6] = *b"JHCOMM";
 /// Offset of the heartbeat from the start of the page: a word of 8 bytes, 0 when the cell starts. A cell with a watchdog
 /// ([`crate::config::CellHeader::watchdog_milliseconds`]) changes it at least once in each timeout, to any other value.
 pub const HEARTBEAT_OFFSET: usize = 0x800;
+
+/// Offset of the [`DmaHeader`] from the start of the page; its [`DmaRange`]s follow.
+pub const DMA_OFFSET: usize = 0x900;
+
+/// The functions of the cell are in front of no IOMMU: they use the machine's physical addresses.
+pub const DMA_UNPROTECTED: u32 = 1;
+
+/// What PCI functions of the cell may do by DMA.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct DmaHeader {
+    /// [`DmaRange`]s that follow, one for each piece of a region with [`crate::config::MEMORY_DMA`]; 0 when no function of the
+    /// cell may be bus master.
+    pub count: u32,
+    /// `DMA_…`.
+    pub flags: u32,
+}
+
+/// A piece of the cell's memory as its PCI functions find it.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct DmaRange {
+    /// Guest-physical address.
+    pub guest: u64,
+    /// The address that a function uses.
+    pub device: u64,
+    /// Bytes.
+    pub size: u64,
+}
 
 /// State of a cell, in [`CommunicationRegion::cell_state`] and from hypercall 6.
 #[open_enum]
@@ -119,4 +153,17 @@ pub struct CommunicationRegion {
     pub apic_khz: u32,
     /// Keeps the layout free of padding.
     pub reserved: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_parts_fit_the_page_and_do_not_touch() {
+        let ranges = crate::config::MAX_MEMORY_REGIONS * size_of::<DmaRange>();
+        assert!(size_of::<CommunicationRegion>() <= HEARTBEAT_OFFSET);
+        assert!(HEARTBEAT_OFFSET + 8 <= DMA_OFFSET);
+        assert!(DMA_OFFSET + size_of::<DmaHeader>() + ranges <= crate::PAGE_SIZE as usize);
+    }
 }

@@ -17,8 +17,8 @@
 //!
 //! What happens before: every CPU of the cell starts in real mode, as after a reset (`start`); the first one clears the
 //! memory that starts as zero, sets up exceptions and the local APIC, and runs the cell, the others wait
-//! (`cpus`). The modules [`arguments`], [`frequency`], [`schedule`], [`shared`], [`communication`] and [`registers`]
-//! are plain logic, which also builds, and is tested, on the host; the rest is hardware and exists on the target
+//! (`cpus`). The modules [`arguments`], [`frequency`], [`schedule`], [`shared`], [`communication`], [`registers`], [`pci`],
+//! [`device`] and [`dma`] are plain logic, which also builds, and is tested, on the host; the rest is hardware and exists on the target
 //! `x86_64-unknown-none` only.
 //!
 //! Where things are in guest-physical memory, which is mapped one to one up to 4 GiB:
@@ -29,7 +29,7 @@
 //! | [`COMMAND_LINE`] | command line, ends with a zero byte |
 //! | 0x2000 | code, data and stacks, up to 640 KiB |
 //! | [`COMMUNICATION_REGION`] | communication region |
-//! | [`WINDOWS`] and up | shared memory ([`shared::Window`]) |
+//! | [`WINDOWS`] and up | shared memory ([`shared::Window`]), memory for devices ([`dma::DmaMemory`]), their registers |
 //!
 //! Invariant: nothing of Rust's lives at or above [`COMMUNICATION_REGION`]; what is there is accessed with volatile
 //! reads and writes only, because others write to it.
@@ -37,7 +37,10 @@
 
 pub mod arguments;
 pub mod communication;
+pub mod device;
+pub mod dma;
 pub mod frequency;
+pub mod pci;
 pub mod registers;
 pub mod schedule;
 pub mod shared;

@@ -1,4 +1,4 @@
-//! Registers of the local APIC in x2APIC mode, and the descriptors of the interrupt table: numbers and layouts.
+//! Registers of the local APIC in both of its modes, and the descriptors of the interrupt table: numbers and layouts.
 //!
 //! SDM volume 3, chapter "Advanced Programmable Interrupt Controller (APIC)", and "Interrupt and Exception Handling".
 //! Invariant: nothing here touches hardware.
@@ -45,6 +45,65 @@ pub enum Msr {
     SelfIpi = 0x83f,
     /// Extended features.
     Efer = 0xc000_0080,
+}
+
+/// The local APIC is in x2APIC mode, in [`Msr::ApicBase`].
+pub const APIC_BASE_X2APIC: u64 = 1 << 10;
+/// Where the registers of a local APIC in xAPIC mode are.
+pub const XAPIC_PAGE: u64 = 0xfee0_0000;
+/// Offset in that page of the upper half of the interrupt command register.
+pub const XAPIC_COMMAND_HIGH: u32 = 0x310;
+
+impl Msr {
+    /// Offset of a register of the local APIC in the page of an APIC in xAPIC mode. `None`: it does not exist there.
+    pub const fn xapic_offset(self) -> Option<u32> {
+        match self {
+            Self::SelfIpi => None,
+            Self(0x800..=0x83f) => Some((self.0 & 0x3f) << 4),
+            _ => None,
+        }
+    }
+}
+
+/// Writes to the page of a local APIC in xAPIC mode, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XapicWrites {
+    /// Offset and value of what is written first, if anything is.
+    pub first: Option<(u32, u32)>,
+    /// Offset and value.
+    pub last: (u32, u32),
+}
+
+/// What the write of an x2APIC's register is in xAPIC mode. `None`: nothing there has this meaning.
+pub const fn xapic_writes(register: Msr, value: u64) -> Option<XapicWrites> {
+    /// To itself, edge, fixed.
+    const TO_SELF: u32 = 1 << 18;
+    const COMMAND: u32 = 0x300;
+    let low = value as u32;
+    match register {
+        Msr::SelfIpi => Some(XapicWrites {
+            first: None,
+            last: (COMMAND, TO_SELF | low),
+        }),
+        Msr::InterruptCommand => {
+            let destination = (value >> 32) as u32;
+            let is_narrow = destination <= 0xff || destination == u32::MAX;
+            if !is_narrow {
+                return None;
+            }
+            Some(XapicWrites {
+                first: Some((XAPIC_COMMAND_HIGH, destination << 24)),
+                last: (COMMAND, low),
+            })
+        }
+        _ => match register.xapic_offset() {
+            Some(offset) => Some(XapicWrites {
+                first: None,
+                last: (offset, low),
+            }),
+            None => None,
+        },
+    }
 }
 
 /// Software enable, in the spurious interrupt vector register.
@@ -187,6 +246,41 @@ pub const fn exception_name(vector: u8) -> &'static str {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn registers_are_in_the_page_where_the_manual_has_them() {
+        for (register, value, first, last) in [
+            (Msr::EndOfInterrupt, 0, None, (0xb0, 0)),
+            (Msr::TaskPriority, 0x20, None, (0x80, 0x20)),
+            (Msr::SpuriousInterrupt, 0x1ff, None, (0xf0, 0x1ff)),
+            (Msr::TimerEntry, 0x2_0040, None, (0x320, 0x2_0040)),
+            (Msr::TimerInitialCount, 7, None, (0x380, 7)),
+            (Msr::TimerDivide, 0xb, None, (0x3e0, 0xb)),
+            (Msr::SelfIpi, 0x41, None, (0x300, 0x4_0041)),
+            (
+                Msr::InterruptCommand,
+                3 << 32 | 0x4041,
+                Some((0x310, 3 << 24)),
+                (0x300, 0x4041),
+            ),
+            (
+                Msr::InterruptCommand,
+                0xffff_ffff << 32 | 0x41,
+                Some((0x310, 0xff00_0000)),
+                (0x300, 0x41),
+            ),
+        ] {
+            assert_eq!(
+                xapic_writes(register, value),
+                Some(XapicWrites { first, last })
+            );
+        }
+        assert_eq!(xapic_writes(Msr::InterruptCommand, 0x100 << 32), None);
+        assert_eq!(xapic_writes(Msr::TscDeadline, 1), None);
+        assert_eq!(Msr::ApicId.xapic_offset(), Some(0x20));
+        assert_eq!(Msr::TimerCurrentCount.xapic_offset(), Some(0x390));
+        assert_eq!(Msr::ApicBase.xapic_offset(), None);
+    }
 
     #[test]
     fn the_timer_entry_has_the_manuals_bits() {

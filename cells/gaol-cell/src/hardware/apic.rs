@@ -1,15 +1,32 @@
-//! The local APIC in x2APIC mode, in which the hypervisor starts each CPU of a cell.
+//! The local APIC: in x2APIC mode, in which the hypervisor starts each CPU of a cell that has it, else in xAPIC mode.
 //!
-//! Timer, end of interrupt, task priority and self IPI cause no VM exits.
+//! In x2APIC mode timer, end of interrupt, task priority and self IPI cause no VM exits. In xAPIC mode each write is one, and
+//! reads are none.
+//!
+//! Invariant: all CPUs of a cell are in the same mode, which the first one found.
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
 use super::instructions::{cpuid, fence_apic_writes, read_msr, read_tsc, write_msr};
 use crate::frequency::Frequency;
-use crate::registers::{APIC_ENABLE, Msr, TimerCount, TimerMode, Vector, timer_entry};
+use crate::registers::{
+    APIC_BASE_X2APIC, APIC_ENABLE, Msr, TimerCount, TimerMode, Vector, XAPIC_PAGE, timer_entry,
+    xapic_writes,
+};
+
+/// Whether the registers are in the page, not in MSRs.
+static XAPIC: AtomicBool = AtomicBool::new(false);
+
+/// Whether the local APIC is in xAPIC mode, where each end of interrupt is a VM exit.
+pub fn is_xapic() -> bool {
+    XAPIC.load(Ordering::Relaxed)
+}
 
 /// Enables the local APIC of this CPU, with the timer masked.
 pub(super) fn enable() {
+    let is_x2apic = read_msr(Msr::ApicBase) & APIC_BASE_X2APIC != 0;
+    XAPIC.store(!is_x2apic, Ordering::Relaxed);
     write(Msr::TimerEntry, timer_entry(TimerMode::OneShot, None));
     write(Msr::TaskPriority, 0);
     write(
@@ -19,14 +36,39 @@ pub(super) fn enable() {
 }
 
 /// Writes a register of the local APIC.
+///
+/// # Panics
+/// When there is nothing of that meaning in xAPIC mode: a destination above 255.
 fn write(register: Msr, value: u64) {
-    // SAFETY: These registers make interrupts, for which every vector has an entry; they touch no memory.
-    unsafe { write_msr(register, value) };
+    if !is_xapic() {
+        // SAFETY: These registers make interrupts, for which every vector has an entry; they touch no memory.
+        unsafe { write_msr(register, value) };
+        return;
+    }
+    let Some(writes) = xapic_writes(register, value) else {
+        panic!("{register:?} = {value:#x} does not exist in xAPIC mode");
+    };
+    let [first, last] = [writes.first, Some(writes.last)];
+    for (offset, value) in first.into_iter().chain(last) {
+        let at = XAPIC_PAGE + u64::from(offset);
+        // SAFETY: As before; the page is the APIC's, and mapped.
+        unsafe { (at as *mut u32).write_volatile(value) };
+    }
 }
 
-/// The x2APIC id of this CPU.
+/// Reads a register of the local APIC.
+fn read(register: Msr) -> u32 {
+    match register.xapic_offset().filter(|_| is_xapic()) {
+        // SAFETY: Reading a register of the APIC changes nothing; the page is the APIC's, and mapped.
+        Some(offset) => unsafe { ((XAPIC_PAGE + u64::from(offset)) as *const u32).read_volatile() },
+        None => read_msr(register) as u32,
+    }
+}
+
+/// The APIC id of this CPU.
 pub fn id() -> u32 {
-    read_msr(Msr::ApicId) as u32
+    let id = read(Msr::ApicId);
+    if is_xapic() { id >> 24 } else { id }
 }
 
 /// Signals the end of the interrupt in service.
@@ -60,7 +102,8 @@ pub fn use_deadlines(vector: Vector) {
 
 /// The timer expires when the time stamp counter is at `deadline`; at once if it is there already.
 pub fn set_deadline(deadline: u64) {
-    write(Msr::TscDeadline, deadline);
+    // SAFETY: The timer makes an interrupt, which has an entry.
+    unsafe { write_msr(Msr::TscDeadline, deadline) };
 }
 
 /// Starts the timer: it expires after `count`, once or over and over again.
@@ -73,7 +116,7 @@ pub fn start_timer(vector: Vector, mode: TimerMode, count: TimerCount) {
 
 /// What the timer has counted down to.
 pub fn current_count() -> u32 {
-    read_msr(Msr::TimerCurrentCount) as u32
+    read(Msr::TimerCurrentCount)
 }
 
 /// Stops the timer, in whatever mode it is.

@@ -8,13 +8,18 @@ use core::slice;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
-use gaol_abi::communication::{CellState, CommunicationRegion, HEARTBEAT_OFFSET, Message};
+use gaol_abi::communication::{
+    CellState, CommunicationRegion, DMA_OFFSET, DmaHeader, DmaRange, HEARTBEAT_OFFSET, Message,
+};
+use gaol_abi::config::MAX_MEMORY_REGIONS;
 
 use super::instructions::{halt_forever, write_msr};
 use super::ticker::{Ticker, Wait};
 use super::{apic, console, hypercall, interrupts, start};
 use crate::arguments::Arguments;
 use crate::communication::{Communication, Shutdown};
+use crate::dma::{DmaMemory, Pool};
+use crate::field;
 use crate::frequency::Frequency;
 use crate::registers::{MTRR_ENABLED_WRITE_BACK, Msr};
 use crate::shared::Window;
@@ -33,6 +38,7 @@ pub struct Cell {
     arguments: Arguments<'static>,
     tsc: Frequency,
     apic_timer: Frequency,
+    dma: Pool,
 }
 
 impl Cell {
@@ -70,6 +76,20 @@ impl Cell {
     /// See [`Cell::start_ticker`].
     pub fn start_counting_ticker(&self, period: Duration, wait: Wait) -> Ticker {
         Ticker::start(self, period, wait, false)
+    }
+
+    /// Takes memory for a device, contiguous for the cell and the device, and page-aligned for both.
+    ///
+    /// # Panics
+    /// When the cell has none of that size any more: its configuration needs a region with `dma = true` at or above
+    /// [`WINDOWS`](crate::WINDOWS), and a function that may be bus master.
+    pub fn take_dma(&mut self, size: usize) -> DmaMemory {
+        match self.dma.take(size) {
+            Some(piece) => piece.into(),
+            None => panic!(
+                "the cell has no {size:#x} bytes for devices: its configuration needs memory with dma = true"
+            ),
+        }
     }
 
     /// Tells the root what state the cell is in.
@@ -125,6 +145,18 @@ fn heartbeat_word() -> Window<u64> {
     unsafe { Window::from_pointer(word.add(HEARTBEAT_OFFSET).cast()) }
 }
 
+/// What the communication region says about memory for devices.
+fn dma_pool() -> Pool {
+    let page = COMMUNICATION_REGION.number() as *mut u8;
+    // SAFETY: As in communication_region; the header is aligned, and with its ranges lies in the same page.
+    let header: Window<DmaHeader> = unsafe { Window::from_pointer(page.add(DMA_OFFSET).cast()) };
+    // SAFETY: As before.
+    let ranges: Window<[DmaRange; MAX_MEMORY_REGIONS]> =
+        unsafe { Window::from_pointer(page.add(DMA_OFFSET + size_of::<DmaHeader>()).cast()) };
+    let count = header.read(field!(DmaHeader, count)) as usize;
+    Pool::new(ranges.snapshot().into_iter().take(count))
+}
+
 /// Where the start code leaves the first CPU of the cell.
 pub(super) extern "C" fn first_cpu() -> ! {
     interrupts::fill_table();
@@ -155,6 +187,7 @@ pub(super) extern "C" fn first_cpu() -> ! {
         arguments: Arguments::from_bytes(command_line),
         tsc,
         apic_timer,
+        dma: dma_pool(),
     };
     interrupts::enable();
     // SAFETY: `entry!` defines it with this type.

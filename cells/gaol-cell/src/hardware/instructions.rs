@@ -61,6 +61,30 @@ pub unsafe fn write_port(port: u16, value: u8) {
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags)) };
 }
 
+/// Reads 4 bytes from an I/O port.
+///
+/// # Safety
+/// See [`read_port`].
+pub unsafe fn read_port32(port: u16) -> u32 {
+    let value;
+    // SAFETY: As the caller promises.
+    unsafe {
+        asm!("in eax, dx", in("dx") port, out("eax") value, options(nostack, preserves_flags));
+    }
+    value
+}
+
+/// Writes 4 bytes to an I/O port.
+///
+/// # Safety
+/// See [`read_port`].
+pub unsafe fn write_port32(port: u16, value: u32) {
+    // SAFETY: As the caller promises.
+    unsafe {
+        asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack, preserves_flags));
+    }
+}
+
 /// Lets the writes before this to x2APIC registers take effect before what follows, which WRMSR to them does not do
 /// itself (SDM volume 3, "MSR Access in x2APIC Mode").
 pub fn fence_apic_writes() {

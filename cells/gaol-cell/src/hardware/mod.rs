@@ -4,6 +4,7 @@
 
 pub mod apic;
 mod cell;
+pub mod configuration;
 pub mod console;
 pub mod cpus;
 pub mod exceptions;
@@ -11,6 +12,7 @@ pub mod hypercall;
 pub mod instructions;
 pub mod interrupts;
 pub mod io_apic;
+pub mod mmio;
 mod start;
 pub mod ticker;
 
