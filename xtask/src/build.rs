@@ -42,8 +42,8 @@ pub const PARTS: &[Part] = &[
     Part::Command,
 ];
 
-/// The directory of the cells' runtime, which is no cell.
-const CELL_RUNTIME: &str = "gaol-cell";
+/// What the directories of libraries for cells begin with, which are no cells.
+const LIBRARY: &str = "gaol-";
 
 /// Builds these parts.
 ///
@@ -163,7 +163,7 @@ pub fn cells(toolchain: &Toolchain) -> Result<()> {
     Ok(())
 }
 
-/// The cells: each directory of `cells/` that holds a package, but for the runtime.
+/// The cells: each directory of `cells/` that holds a package, but for libraries.
 ///
 /// # Errors
 /// When the directory cannot be read.
@@ -173,7 +173,7 @@ pub fn cell_names() -> Result<Vec<String>> {
     for entry in fs::read_dir(&directory).context("cannot list cells/")? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if path.join("Cargo.toml").exists() && name != CELL_RUNTIME {
+        if path.join("Cargo.toml").exists() && !name.starts_with(LIBRARY) {
             names.push(name.into_owned());
         }
     }

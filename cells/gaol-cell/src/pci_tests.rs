@@ -234,7 +234,7 @@ proptest! {
         model.words.copy_from_slice(&words);
         let function = model.function;
         if let Some(at) = capability(&model, function, wanted) {
-            prop_assert!(at >= 0x40 && at < 0x100);
+            prop_assert!((0x40..0x100).contains(&at));
         }
         for number in 0..8 {
             let _ = bar(&mut model, function, number);
