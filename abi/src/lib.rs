@@ -24,6 +24,7 @@ pub mod handover;
 pub mod hypercall;
 pub mod image;
 pub mod latency;
+pub mod network;
 pub mod outcome;
 pub mod public;
 

@@ -18,7 +18,7 @@
 //! What happens before: every CPU of the cell starts in real mode, as after a reset (`start`); the first one clears the
 //! memory that starts as zero, sets up exceptions and the local APIC, and runs the cell, the others wait
 //! (`cpus`). The modules [`arguments`], [`frequency`], [`schedule`], [`shared`], [`communication`], [`registers`], [`pci`],
-//! [`device`] and [`dma`] are plain logic, which also builds, and is tested, on the host; the rest is hardware and exists on the target
+//! [`device`], [`dma`] and [`once`] are plain logic, which also builds, and is tested, on the host; the rest is hardware and exists on the target
 //! `x86_64-unknown-none` only.
 //!
 //! Where things are in guest-physical memory, which is mapped one to one up to 4 GiB:
@@ -40,6 +40,7 @@ pub mod communication;
 pub mod device;
 pub mod dma;
 pub mod frequency;
+pub mod once;
 pub mod pci;
 pub mod registers;
 pub mod schedule;
