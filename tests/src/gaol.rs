@@ -28,6 +28,8 @@ pub struct Histogram {
     pub max_cycles: u64,
     /// Cycles that a class spans.
     pub class_cycles: u64,
+    /// Ticks that came later than the last class.
+    pub overflow: u64,
     /// Ticks by class.
     pub counts: Vec<u64>,
 }
@@ -162,6 +164,7 @@ impl Gaol for Machine {
                 .unwrap_or(0.0),
             max_cycles: field("max_cycles")?,
             class_cycles: field("class_cycles")?,
+            overflow: field("overflow")?,
             counts: value
                 .get("histogram")
                 .and_then(Value::as_array)

@@ -51,8 +51,13 @@ pub fn is_as_promised(platform: Platform, run: &Run, ticks: u64) -> Result<()> {
         "{} ticks were missed",
         histogram.missed
     );
-    let counted: u64 = histogram.counts.iter().sum();
+    let counted = histogram.counts.iter().sum::<u64>() + histogram.overflow;
     ensure!(counted == ticks, "the histogram has {counted} ticks");
+    ensure!(
+        histogram.overflow == 0 || !platform.counts_instructions(),
+        "{} ticks came later than the histogram reaches",
+        histogram.overflow
+    );
     ensure!(
         are_of_ticks(platform, run.exits, ticks),
         "the cell left {} times for the hypervisor in {ticks} ticks",

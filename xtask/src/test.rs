@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 
 use anyhow::{Result, ensure};
+use gaol_tests::artefacts;
 use gaol_tests::runner::{self, Event, Skipped};
 use gaol_tests::system::GROUPS;
 
@@ -13,7 +14,7 @@ use crate::build;
 use crate::process::{self, Ended};
 use crate::progress::Progress;
 use crate::setup;
-use crate::toolchain::{Toolchain, cargo};
+use crate::toolchain::{Toolchain, cargo, cargo_target};
 
 /// Which tests.
 #[derive(clap::Args)]
@@ -91,6 +92,16 @@ const HOST_STEPS: &[HostStep] = &[
     HostStep {
         name: "host/image",
         run: |toolchain| Ok(count_of(build::inspect(toolchain))),
+    },
+    // On QEMU: the world switch, what the module refuses, and the life of cells with a stand-in for the hypervisor.
+    HostStep {
+        name: "host/module-without-a-hypervisor",
+        run: |_| {
+            let script = artefacts::workspace_root().join("loader-driver/test/run");
+            let mut run = Command::new(script);
+            run.env("CARGO_TARGET_DIR", cargo_target());
+            single("world-switch", &mut run)
+        },
     },
     HostStep {
         name: "host/tests",

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: exact counts, on an emulated machine whose time is its instructions.
+//! `cargo xtask bench`: exact counts, on emulated machines whose time is their instructions.
 //!
 //! Native and hypervisor readings come from the same code in the same boot, so that their difference is what the
 //! hypervisor adds and nothing else.
@@ -22,15 +22,20 @@ use serde::Serialize;
 use zerocopy::FromBytes;
 
 use crate::build;
+use crate::place::Where;
 use crate::progress::Progress;
 use crate::setup;
 use crate::table::{Table, thousands};
 use crate::toolchain::Toolchain;
 use counts::Comparison;
+use figures::Figures;
 
 /// What to do with the figures.
 #[derive(clap::Args)]
 pub struct Arguments {
+    /// Measure on this machine only; else on Bochs (VMX) and QEMU (SVM), one after the other
+    #[arg(long, value_enum)]
+    machine: Option<Where>,
     /// Fail when a figure is more than 5 % above the baseline, or breaks a promise
     #[arg(long)]
     check: bool,
@@ -44,10 +49,12 @@ const LIFE_CYCLES: usize = 5;
 const CPUS: u32 = 4;
 /// How often a cell that measures is looked after.
 const CELL_WAITS: u32 = 100;
+/// The machine's configuration without a serial console.
+const QUIET: &str = "quiet.toml";
 /// The cell whose life is measured.
 const CELL: &str = "hello";
 
-/// `target/bench/report.json`.
+/// A machine's part of `target/bench/report.json`.
 #[derive(Serialize)]
 struct Report {
     machine: &'static str,
@@ -73,37 +80,51 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let progress = Progress::new(10);
     let toolchain = setup::run(&progress)?;
     build::run(&progress, &toolchain, build::PARTS)?;
-    let spec = Spec {
-        cpus: CPUS,
-        ..runner::with_artefacts(Spec::new("bench", Platform::Bochs))?
+    let machines = match arguments.machine {
+        Some(Where::Kvm) => bail!("time on KVM is the host's: nothing can be counted there"),
+        Some(one) => vec![one.platform()],
+        None => runner::MACHINES.to_vec(),
+    };
+    let baseline = figures::baseline()?;
+    let mut reports = BTreeMap::new();
+    for platform in machines {
+        let mut machine = boot(&progress, platform)?;
+        let report = measure(&progress, &toolchain, platform, &mut machine).with_context(|| {
+            format!(
+                "could not measure; the machine's logs are in {}",
+                artefacts::display(machine.directory())
+            )
+        })?;
+        reports.insert(platform.name(), (platform, report));
     }
-    // A serial console would be measured as well.
-    .content("root/quiet.toml", "[console]\n".to_owned());
-    let mut machine = progress.stage("booting the stock kernel", || Machine::boot(&spec))?;
-    let report = measure(&progress, &toolchain, &mut machine).with_context(|| {
-        format!(
-            "could not measure; the machine's logs are in {}",
-            artefacts::display(machine.directory())
-        )
-    })?;
-    drop(machine);
     progress.finish();
 
     let directory = artefacts::target().join("bench");
     fs::create_dir_all(&directory)?;
     let path = directory.join("report.json");
-    fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")?;
-    let baseline = figures::baseline()?;
-    present(&report, &baseline);
+    let written: BTreeMap<_, _> = reports
+        .iter()
+        .map(|(name, (_, report))| (name, report))
+        .collect();
+    fs::write(&path, serde_json::to_string_pretty(&written)? + "\n")?;
+    let mut problems = Vec::new();
+    for (name, (platform, report)) in &reports {
+        let before = baseline.get(*name).cloned().unwrap_or_default();
+        present(*platform, report, &before);
+        let mut of_machine = figures::broken_promises(*platform, &report.figures);
+        if arguments.accept {
+            figures::accept(*platform, &report.figures)?;
+            println!("  these figures are the baseline now");
+        } else {
+            of_machine.extend(figures::regressions(&report.figures, &before));
+        }
+        problems.extend(
+            of_machine
+                .iter()
+                .map(|problem| format!("{name}: {problem}")),
+        );
+    }
     println!("  {}", artefacts::display(&path));
-    if arguments.accept {
-        figures::accept(&report.figures)?;
-        println!("  these figures are the baseline now");
-    }
-    let mut problems = figures::broken_promises(&report.figures);
-    if !arguments.accept {
-        problems.extend(figures::regressions(&report.figures, &baseline));
-    }
     for problem in &problems {
         println!("  ✗ {problem}");
     }
@@ -114,12 +135,47 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
-fn measure(progress: &Progress, toolchain: &Toolchain, machine: &mut Machine) -> Result<Report> {
+/// Boots the machine, with all CPUs online.
+fn boot(progress: &Progress, platform: Platform) -> Result<Machine> {
+    let system = artefacts::gaol().join(platform.system());
+    let system = fs::read_to_string(&system)
+        .with_context(|| format!("cannot read {}", artefacts::display(&system)))?;
+    // A serial console would be measured as well.
+    let quiet: String = system
+        .lines()
+        .filter(|line| !line.starts_with("uart"))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let mut spec =
+        runner::with_artefacts(Spec::new(&format!("bench-{}", platform.name()), platform))?
+            .content(&format!("root/{QUIET}"), quiet);
+    spec.cpus = CPUS;
+    if platform == Platform::Qemu {
+        // Linux does not get its CPUs started by itself when instructions are counted.
+        spec.qemu.counts_instructions = true;
+        spec.command_line = "maxcpus=1".to_owned();
+    }
+    let what = format!("booting the stock kernel on {}", platform.name());
+    let mut machine = progress.stage(&what, || Machine::boot(&spec))?;
+    machine.check(
+        "for cpu in /sys/devices/system/cpu/cpu[1-9]; do \
+         [ $(cat $cpu/online) = 1 ] || echo 1 >$cpu/online || exit 1; done",
+    )?;
+    machine.linux_is_well(CPUS)?;
+    Ok(machine)
+}
+
+fn measure(
+    progress: &Progress,
+    toolchain: &Toolchain,
+    platform: Platform,
+    machine: &mut Machine,
+) -> Result<Report> {
     machine.check("insmod /root/gaol-bench.ko && insmod /root/gaol.ko")?;
     let native = progress.stage("counting without Gaol", || count(machine))?;
-    machine.gaol("enable quiet.toml")?;
+    machine.gaol(&format!("enable {QUIET}"))?;
     let hypervisor = progress.stage("counting under Gaol", || count(machine))?;
-    let mut sizes = image_sizes(toolchain)?;
+    let mut sizes = image_sizes(toolchain, platform)?;
     let memory = memory_used(machine, &mut sizes)?;
     let cell_operations = progress.stage("counting inside a cell", || count_in_cell(machine))?;
     machine.gaol("disable")?;
@@ -141,7 +197,7 @@ fn measure(progress: &Progress, toolchain: &Toolchain, machine: &mut Machine) ->
     figures.insert("text_and_rodata_bytes".to_owned(), text_and_rodata as f64);
     figures.insert("memory_bytes".to_owned(), memory as f64);
     Ok(Report {
-        machine: "bochs",
+        machine: platform.name(),
         kernel: machine.release().to_owned(),
         cpus: CPUS,
         operations,
@@ -178,7 +234,7 @@ fn count_in_cell(machine: &mut Machine) -> Result<BTreeMap<String, f64>> {
 /// Measures the steps of a cell's life, several times.
 fn life_cycle(machine: &mut Machine) -> Result<BTreeMap<String, [u64; 3]>> {
     let steps = [
-        ("enable", "enable quiet.toml".to_owned()),
+        ("enable", format!("enable {QUIET}")),
         ("create", format!("cell create {CELL}.toml")),
         ("load", format!("cell load {CELL} {CELL}.bin")),
         ("start", format!("cell start {CELL}")),
@@ -214,8 +270,9 @@ fn life_cycle(machine: &mut Machine) -> Result<BTreeMap<String, [u64; 3]>> {
 }
 
 /// Sizes from the image's header.
-fn image_sizes(toolchain: &Toolchain) -> Result<BTreeMap<String, u64>> {
-    let elf = toolchain.image("gaol-vmx");
+fn image_sizes(toolchain: &Toolchain, platform: Platform) -> Result<BTreeMap<String, u64>> {
+    let name = platform.image();
+    let elf = toolchain.image(name.trim_end_matches(".bin"));
     let elf = fs::read(&elf).with_context(|| format!("cannot read {}", elf.display()))?;
     let elf = ElfFile64::<LittleEndian>::parse(&*elf).context("the image is no ELF file")?;
     let content = |end: &str, start: u64| -> Result<u64> {
@@ -224,7 +281,7 @@ fn image_sizes(toolchain: &Toolchain) -> Result<BTreeMap<String, u64>> {
             .with_context(|| format!("the linker script does not define `{end}`"))?;
         Ok(symbol.address() - LINK_BASE - start)
     };
-    let path = artefacts::gaol().join("gaol-vmx.bin");
+    let path = artefacts::gaol().join(name);
     let image = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let (header, _) = ImageHeader::read_from_prefix(&image)
         .ok()
@@ -272,7 +329,7 @@ fn memory_used(machine: &mut Machine, sizes: &mut BTreeMap<String, u64>) -> Resu
     Ok(memory)
 }
 
-fn present(report: &Report, baseline: &BTreeMap<String, f64>) {
+fn present(platform: Platform, report: &Report, baseline: &Figures) {
     let mut table = Table::new(&[
         "in the root cell",
         "native",
@@ -296,19 +353,19 @@ fn present(report: &Report, baseline: &BTreeMap<String, f64>) {
             format!("{:.1}", reading.bulk),
             format!("{:.1}", comparison.cost),
         ];
-        row.extend(references(name, baseline));
+        row.extend(references(platform, name, baseline));
         table.row(row);
     }
     println!(
-        "\nCycles (instructions) on Bochs, {} CPUs, Linux {}:\n",
-        report.cpus, report.kernel
+        "\nCycles (instructions) on {}, {} CPUs, Linux {}:\n",
+        report.machine, report.cpus, report.kernel
     );
     println!("{table}");
 
     let mut table = Table::new(&["in a cell", "cost", "limit", "baseline", "Jailhouse"]);
     for (name, cost) in &report.cell_operations {
         let mut row = vec![name.clone(), format!("{cost:.1}")];
-        row.extend(references(name, baseline));
+        row.extend(references(platform, name, baseline));
         table.row(row);
     }
     println!("{table}");
@@ -329,7 +386,7 @@ fn present(report: &Report, baseline: &BTreeMap<String, f64>) {
             thousands(*median),
             thousands(*max),
         ];
-        row.extend(references(name, baseline));
+        row.extend(references(platform, name, baseline));
         table.row(row);
     }
     println!("{table}");
@@ -342,11 +399,11 @@ fn present(report: &Report, baseline: &BTreeMap<String, f64>) {
 }
 
 /// Limit, baseline and Jailhouse's value of a figure, as text.
-fn references(name: &str, baseline: &BTreeMap<String, f64>) -> [String; 3] {
+fn references(platform: Platform, name: &str, baseline: &Figures) -> [String; 3] {
     let show = |value: Option<f64>| {
         value.map_or_else(|| "-".to_owned(), |value| thousands(value.round() as u64))
     };
-    let limit = figures::find_limit(name);
+    let limit = figures::find_limit(platform, name);
     [
         show(limit.map(|limit| limit.limit)),
         show(baseline.get(name).copied()),

@@ -48,6 +48,8 @@ pub struct CellReport {
     pub max_cycles: u64,
     /// VM exits from the first tick to the last.
     pub exits_during_run: u64,
+    /// Those that a tick takes on this machine.
+    pub exits_a_tick: u64,
 }
 
 /// The report for people.
