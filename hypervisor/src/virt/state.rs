@@ -181,3 +181,132 @@ fn task_segment(selector: u16, [low, high]: [u64; 2]) -> Option<Segment> {
         ..loaded
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use gaol_abi::handover::TableRegister;
+    use proptest::prelude::*;
+    use zerocopy::FromZeros;
+
+    use super::*;
+    use crate::processor::descriptor::ACCESS_UNUSABLE;
+
+    /// SDM, "IA-32 and Intel 64 Processor States Following Power-up, Reset, or INIT".
+    #[test]
+    fn after_init_is_as_the_manual_says_but_for_where_it_starts() {
+        for start in [
+            Start::Parked,
+            Start::Vector(0x9a),
+            Start::Address(0xffff_fff0),
+            Start::Address(0x1234),
+        ] {
+            let state = State::after_init(start);
+            let (base, rip) = match start {
+                Start::Parked => (0, 0),
+                Start::Vector(vector) => (u64::from(vector) * 0x1000, 0),
+                Start::Address(address) => (u64::from(address >> 16) << 16, address & 0xffff),
+            };
+            let code = state.segment(SegmentRegister::Cs);
+            assert_eq!((code.base, state.rip), (base, rip.into()));
+            assert_eq!(code.access_rights, 0x9b);
+            assert_eq!(state.is_parked, start == Start::Parked);
+            for register in SegmentRegister::ALL {
+                let segment = state.segment(register);
+                assert_eq!(segment.limit, 0xffff);
+                let rights = match register {
+                    SegmentRegister::Cs => continue,
+                    SegmentRegister::Ldtr => 0x82,
+                    SegmentRegister::Tr => 0x8b,
+                    _ => 0x93,
+                };
+                let expected = (0, 0, rights);
+                let found = (segment.selector, segment.base, segment.access_rights);
+                assert_eq!(found, expected, "{register:?}");
+            }
+            assert_eq!((state.cr0, state.cr4, state.cr3), (0x6000_0010, 0, 0));
+            assert_eq!((state.efer, state.debugctl, state.dr7), (0, 0, 0x400));
+            assert_eq!((state.rflags, state.rsp), (2, 0));
+            assert_eq!(state.pat, 0x0007_0406_0007_0406);
+        }
+        // A startup IPI gives CS its selector, by which code finds itself.
+        let started = State::after_init(Start::Vector(0x9a));
+        assert_eq!(started.segment(SegmentRegister::Cs).selector, 0x9a00);
+    }
+
+    /// Linux' page and registers: a GDT with code, data and TLS, and a task segment elsewhere.
+    fn linux() -> (HandoverPage, Saved) {
+        let mut page = HandoverPage::new_zeroed();
+        for (index, entry) in [
+            (2usize, 0x00af_9b00_0000_ffffu64),
+            (3, 0x00cf_9300_0000_ffff),
+            (12, 0x12cf_f334_5678_ffff),
+        ] {
+            page.gdt[index * 8..][..8].copy_from_slice(&entry.to_le_bytes());
+        }
+        page.state.selectors = [0, 0x10, 0x18, 0, 0x63, 0, 0, 0x40];
+        page.state.task_descriptor = [0xfe00_8900_3000_206f, 0xffff_ffff];
+        page.state.registers.rsp = 0xffff_c900_0000_1000;
+        page.state.cr3 = 0x1000;
+        page.state.cr4 = 0x20;
+        page.state.gdtr = TableRegister {
+            reserved: [0; 3],
+            limit: 127,
+            base: 0xffff_fe00_0000_1000,
+        };
+        let saved = Saved {
+            cr0: 0x8005_0033,
+            efer: 0xd01,
+            pat: 7,
+            fs_base: 0x7f00_0000_1000,
+            gs_base: 0xffff_8880_0000_0000,
+            sysenter: [1, 2, 3],
+            ..Saved::default()
+        };
+        (page, saved)
+    }
+
+    #[test]
+    fn linux_goes_on_with_what_it_had() {
+        let (page, saved) = linux();
+        let state = State::of_linux(&page, &saved, 0x5000).unwrap();
+        let segment = |register| state.segment(register);
+        assert_eq!(segment(SegmentRegister::Cs).access_rights, 0xa09b);
+        let task = segment(SegmentRegister::Tr);
+        assert_eq!((task.selector, task.base), (0x40, 0xffff_ffff_fe00_3000));
+        // LTR has made it busy, though the descriptor that it was loaded from may not say so.
+        assert_eq!((task.limit, task.access_rights), (0x206f, 0x8b));
+        // The bases of FS and GS are the registers', not the descriptors'.
+        assert_eq!(segment(SegmentRegister::Fs).base, 0x7f00_0000_1000);
+        assert_eq!(segment(SegmentRegister::Fs).access_rights, 0xc0f3);
+        assert_eq!(segment(SegmentRegister::Gs).base, 0xffff_8880_0000_0000);
+        for unused in [
+            SegmentRegister::Es,
+            SegmentRegister::Gs,
+            SegmentRegister::Ldtr,
+        ] {
+            assert_eq!(segment(unused).access_rights, ACCESS_UNUSABLE);
+        }
+        assert_eq!((state.rip, state.rsp), (0x5000, 0xffff_c900_0000_1000));
+        assert_eq!(
+            (state.cr0, state.cr4, state.efer),
+            (0x8005_0033, 0x20, 0xd01)
+        );
+        assert_eq!(state.sysenter, [1, 2, 3]);
+        assert_eq!(
+            (state.gdtr.base, state.gdtr.limit),
+            (0xffff_fe00_0000_1000, 127)
+        );
+    }
+
+    proptest! {
+        /// A register with a selector that names nothing in the GDT is told by its number.
+        #[test]
+        fn what_is_not_linux_own_is_refused(register in 0usize..7, selector in 0x80u16..) {
+            let (mut page, saved) = linux();
+            page.state.selectors[register] = selector | 4;
+            let failure = State::of_linux(&page, &saved, 0).unwrap_err();
+            prop_assert_eq!(failure.reason(), Reason::LinuxState);
+            prop_assert_eq!(failure.detail(), register as u64);
+        }
+    }
+}
