@@ -36,6 +36,7 @@ mod reservation;
 mod root;
 mod root_failure;
 mod state;
+mod variants;
 mod violations;
 mod watchdog;
 
@@ -78,6 +79,11 @@ pub const GROUPS: &[Group] = &[
     root_failure::NO_CELL,
     console::GROUP,
     reservation::GROUP,
+    variants::THREADS,
+    variants::FIVE_LEVELS,
+    variants::VIRTUAL_GIF,
+    variants::NO_IOMMU,
+    variants::NO_REMAPPED_INTERRUPTS,
     hardware::GROUP,
     hardware::WITHOUT_VMX,
     machine::GROUP,
