@@ -394,3 +394,7 @@ pub trait Virtualization: Debug + Sized {
     /// [`crate::cpu::PerCpu::nmi_count`], and sees to it that the guest, if it is about to be entered, exits at once.
     fn nmi_handler() -> u64;
 }
+
+#[cfg(test)]
+#[path = "contract_tests.rs"]
+pub(super) mod tests;
