@@ -30,7 +30,8 @@ pub fn run(number: u32) -> ! {
         _ => Expected::Endless,
     };
     let wanted = FROM.load(Ordering::Acquire) + number as usize;
-    let row = violations::ending(expected)
+    let attacker = Attacker::new(number);
+    let row = violations::ending(attacker.vendor(), expected)
         .take(wanted + 1)
         .last()
         .expect("there are rows of either kind");
@@ -39,7 +40,7 @@ pub fn run(number: u32) -> ! {
     }
     alone(|| println!("{}", Line::Try(row.0)));
     TURN.store(number + 1, Ordering::Release);
-    let outcome = Attacker::new(number).perform(row.1.attempt);
+    let outcome = attacker.perform(row.1.attempt);
     alone(|| println!("{}", Line::Row(row.0, outcome)));
     cpus::halt()
 }

@@ -10,7 +10,7 @@ use crate::say::{alone, say};
 /// Attempts all and tells what became of each.
 pub fn aloud(attacker: &Attacker) {
     let mut count = 0;
-    for (number, row) in survived() {
+    for (number, row) in survived(attacker.vendor()) {
         let outcome = attacker.perform(row.attempt);
         alone(|| println!("{}", Line::Row(number, outcome)));
         count += 1;
@@ -21,7 +21,7 @@ pub fn aloud(attacker: &Attacker) {
 /// Attempts all and tells only what was wrong. Returns how many were.
 pub fn quietly(attacker: &Attacker) -> u32 {
     let mut wrong = 0;
-    for (number, row) in survived() {
+    for (number, row) in survived(attacker.vendor()) {
         let outcome = attacker.perform(row.attempt);
         if !row.is_right(outcome) {
             alone(|| println!("{}", Line::Row(number, outcome)));

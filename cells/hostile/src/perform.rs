@@ -9,12 +9,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use gaol_abi::hypercall::Hypercall;
 use gaol_cell::exceptions::Exception;
+use gaol_cell::instructions::cpuid;
 use gaol_cell::registers::Msr;
 use gaol_cell::{COMMUNICATION_REGION, apic, attempt, hypercall};
 use hostile_cell::attempt::{
     Attempt, CONSTANT, Control, DATA, Destination, Place, Register, SCRATCH, SHARED, Use, Width,
 };
 use hostile_cell::outcome::Outcome;
+use hostile_cell::violations::Vendor;
 
 use crate::user;
 
@@ -38,6 +40,8 @@ pub fn set_targets(hypervisor: u64, victim: u64) {
 pub struct Attacker {
     /// Its number in the cell.
     number: u32,
+    /// Whose processor it is.
+    vendor: Vendor,
 }
 
 /// The outcome of an instruction that may raise an exception and gives nothing.
@@ -223,8 +227,16 @@ fn call(number: u32, first: u64, second: u64) -> Outcome {
 
 impl Attacker {
     /// The CPU with this number.
-    pub const fn new(number: u32) -> Self {
-        Self { number }
+    pub fn new(number: u32) -> Self {
+        Self {
+            number,
+            vendor: Vendor::of_cpuid(cpuid(0).ebx),
+        }
+    }
+
+    /// Whose processor it is.
+    pub const fn vendor(&self) -> Vendor {
+        self.vendor
     }
 
     /// Attempts it. Does not return where the attempt is the end of this CPU.
@@ -264,7 +276,9 @@ impl Attacker {
                 write_port(data_port(address), width, value)
             }
             Attempt::Execute(instruction) => instructions::execute(instruction),
-            Attempt::ExecuteAsUser(instruction) => user::execute(self.number, instruction),
+            Attempt::ExecuteAsUser(instruction) => {
+                user::execute(self.number, instruction, self.vendor)
+            }
             Attempt::End(ending) => endings::end(self.number, ending),
         }
     }

@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use gaol_cell::registers::interrupt_gate;
 use hostile_cell::attempt::{SCRATCH, UserInstruction};
 use hostile_cell::outcome::Outcome;
+use hostile_cell::violations::Vendor;
 
 use crate::perform::memory::{TablePointer, window};
 
@@ -157,11 +158,19 @@ fn load_tables(number: u32) -> &'static Tables {
     tables
 }
 
+/// VMCALL, or VMMCALL where that is how the hypervisor is called.
+const fn hypercall(vendor: Vendor) -> &'static [u8] {
+    match vendor {
+        Vendor::Intel => &[0x0f, 0x01, 0xc1],
+        Vendor::Amd => &[0x0f, 0x01, 0xd9],
+    }
+}
+
 /// The bytes of an instruction, and the RAX that it is executed with.
-const fn program(instruction: UserInstruction) -> (&'static [u8], u64) {
+const fn program(instruction: UserInstruction, vendor: Vendor) -> (&'static [u8], u64) {
     match instruction {
-        UserInstruction::Vmcall => (&[0x0f, 0x01, 0xc1], 5),
-        UserInstruction::VmcallPrint => (&[0x0f, 0x01, 0xc1], 8),
+        UserInstruction::Vmcall => (hypercall(vendor), 5),
+        UserInstruction::VmcallPrint => (hypercall(vendor), 8),
         UserInstruction::Vmxoff => (&[0x0f, 0x01, 0xc4], 0),
         UserInstruction::Halt => (&[0xf4], 0),
         UserInstruction::Rdmsr => (&[0x0f, 0x32], 0),
@@ -175,8 +184,8 @@ const fn program(instruction: UserInstruction) -> (&'static [u8], u64) {
 const END: [u8; 2] = [0x0f, 0x0b];
 
 /// Executes an instruction at CPL 3, on CPU `number`.
-pub fn execute(number: u32, instruction: UserInstruction) -> Outcome {
-    let (bytes, rax) = program(instruction);
+pub fn execute(number: u32, instruction: UserInstruction, vendor: Vendor) -> Outcome {
+    let (bytes, rax) = program(instruction, vendor);
     let physical = PROGRAMS + u64::from(number) * SLICE;
     for (address, byte) in (physical..).zip(bytes.iter().chain(&END)) {
         // SAFETY: The scratch memory is not Rust's.

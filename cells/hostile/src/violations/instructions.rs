@@ -35,7 +35,7 @@ pub(super) const ROWS: &[Violation] = rows! {
     "VMRUN": Execute(Vmrun) => INVALID_OPCODE, SVM;
     "VMLOAD": Execute(Vmload) => INVALID_OPCODE, SVM;
     "VMSAVE": Execute(Vmsave) => INVALID_OPCODE, SVM;
-    "VMMCALL": Execute(Vmmcall) => INVALID_OPCODE, SVM;
+    "VMMCALL": Execute(Vmmcall) => INVALID_OPCODE => Permitted, "hypercalls are anybody's where SVM is";
     "STGI": Execute(Stgi) => INVALID_OPCODE, SVM;
     "CLGI": Execute(Clgi) => INVALID_OPCODE, SVM;
     "SKINIT": Execute(Skinit) => INVALID_OPCODE, SVM;

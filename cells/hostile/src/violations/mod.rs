@@ -6,11 +6,19 @@
 use crate::attempt::{Attempt, Place, Use};
 use crate::outcome::Outcome;
 
-/// Rows of one kind; `"name": attempt => expected, "why";`.
+/// Rows of one kind; `"name": attempt => expected, "why";`, or `"name": attempt => expected => expected on AMD's, "why";`.
 macro_rules! rows {
-    ($($name:literal: $attempt:expr => $expected:expr, $why:expr;)*) => {
-        &[$($crate::violations::Violation { name: $name, attempt: $attempt, expected: $expected, why: $why },)*]
+    ($($name:literal: $attempt:expr => $expected:expr $(=> $on_amd:expr)?, $why:expr;)*) => {
+        &[$($crate::violations::Violation {
+            name: $name,
+            attempt: $attempt,
+            expected: $expected,
+            on_amd: rows!(@other $($on_amd)?),
+            why: $why,
+        },)*]
     };
+    (@other $expected:expr) => { Some($expected) };
+    (@other) => { None };
 }
 
 mod endings;
@@ -19,6 +27,25 @@ mod interrupts;
 mod memory;
 mod ports;
 mod registers;
+
+/// Whose processor it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vendor {
+    /// With VMX.
+    Intel,
+    /// With SVM.
+    Amd,
+}
+
+impl Vendor {
+    /// The vendor that CPUID leaf 0 names in EBX.
+    pub const fn of_cpuid(ebx: u32) -> Self {
+        match &ebx.to_le_bytes() {
+            b"Auth" | b"Hygo" => Self::Amd,
+            _ => Self::Intel,
+        }
+    }
+}
 
 /// What must become of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +86,21 @@ pub struct Violation {
     pub attempt: Attempt,
     /// What must become of it.
     pub expected: Expected,
+    /// The same on AMD's processors, where it is something else.
+    pub on_amd: Option<Expected>,
     /// Why it is attempted, or why it ends so.
     pub why: &'static str,
 }
 
 impl Violation {
+    /// As it is on the processors of a vendor.
+    const fn of(self, vendor: Vendor) -> Self {
+        match (vendor, self.on_amd) {
+            (Vendor::Amd, Some(expected)) => Self { expected, ..self },
+            _ => self,
+        }
+    }
+
     /// Whether the cell goes on behind it. The others are attempted by CPUs that have nothing else to do, in a cell whose
     /// ports are not ignored.
     pub const fn is_survived(&self) -> bool {
@@ -100,8 +137,8 @@ impl Violation {
     }
 }
 
-/// All rows with their numbers.
-pub fn all() -> impl Iterator<Item = (usize, &'static Violation)> {
+/// All rows with their numbers, as they are on the processors of a vendor.
+pub fn all(vendor: Vendor) -> impl Iterator<Item = (usize, Violation)> {
     [
         registers::ROWS,
         ports::ROWS,
@@ -112,17 +149,18 @@ pub fn all() -> impl Iterator<Item = (usize, &'static Violation)> {
     ]
     .into_iter()
     .flatten()
+    .map(move |row| row.of(vendor))
     .enumerate()
 }
 
 /// The rows behind which the cell goes on.
-pub fn survived() -> impl Iterator<Item = (usize, &'static Violation)> {
-    all().filter(|(_, row)| row.is_survived())
+pub fn survived(vendor: Vendor) -> impl Iterator<Item = (usize, Violation)> {
+    all(vendor).filter(|(_, row)| row.is_survived())
 }
 
 /// The rows that end their CPU so.
-pub fn ending(expected: Expected) -> impl Iterator<Item = (usize, &'static Violation)> {
-    all().filter(move |(_, row)| !row.is_survived() && row.expected == expected)
+pub fn ending(vendor: Vendor, expected: Expected) -> impl Iterator<Item = (usize, Violation)> {
+    all(vendor).filter(move |(_, row)| !row.is_survived() && row.expected == expected)
 }
 
 #[cfg(test)]

@@ -152,6 +152,7 @@ pub(super) const ROWS: &[Violation] = rows! {
     "XCR of the highest number": ExtendedControl(u32::MAX, 1) => GENERAL_PROTECTION, MODE;
 
     "CPUID shows no VMX": Cpuid(1, 0, Ecx, 1 << 5) => Value(0), VIRTUALIZATION;
+    "CPUID shows no SVM": Cpuid(0x8000_0001, 0, Ecx, 1 << 2) => Value(0), VIRTUALIZATION;
     "CPUID shows a hypervisor": Cpuid(1, 0, Ecx, 1 << 31) => Value(1 << 31), "that is how a cell finds it";
     "CPUID shows whose interface it is": Cpuid(0x4000_0000, 0, Ebx, u32::MAX) => Value(0x6c69_614a), "\"Jail\"";
     "CPUID of the highest leaf": Cpuid(u32::MAX, u32::MAX, Ecx, 0) => Value(0), "any leaf has an answer";

@@ -5,41 +5,63 @@ use std::collections::BTreeSet;
 use std::mem::discriminant;
 use std::vec::Vec;
 
+const VENDORS: [Vendor; 2] = [Vendor::Intel, Vendor::Amd];
+
 #[test]
 fn there_are_rows_enough_of_every_class() {
-    assert!(all().count() >= 150, "{} rows", all().count());
-    assert!(survived().count() >= 150);
-    let classes: Vec<_> = all().fold(Vec::new(), |mut classes, (_, row)| {
-        let class = discriminant(&row.attempt);
-        if !classes.contains(&class) {
-            classes.push(class);
-        }
-        classes
-    });
-    assert_eq!(classes.len(), 18, "a class of attempts has no row");
-    let outcomes =
-        survived().count() + ending(Expected::Stopped).count() + ending(Expected::Endless).count();
-    assert_eq!(outcomes, all().count());
+    for vendor in VENDORS {
+        assert!(all(vendor).count() >= 150, "{} rows", all(vendor).count());
+        assert!(survived(vendor).count() >= 150);
+        let classes: Vec<_> = all(vendor).fold(Vec::new(), |mut classes, (_, row)| {
+            let class = discriminant(&row.attempt);
+            if !classes.contains(&class) {
+                classes.push(class);
+            }
+            classes
+        });
+        assert_eq!(classes.len(), 18, "a class of attempts has no row");
+        let ends = [Expected::Stopped, Expected::Endless];
+        let ending: usize = ends.map(|end| ending(vendor, end).count()).iter().sum();
+        assert_eq!(survived(vendor).count() + ending, all(vendor).count());
+    }
 }
 
 #[test]
 fn each_row_has_a_name_of_its_own_and_a_reason() {
-    let mut names = BTreeSet::new();
-    let mut attempts: Vec<(Attempt, bool)> = Vec::new();
-    for (number, row) in all() {
-        assert!(names.insert(row.name), "row {number}: {} again", row.name);
-        assert!(!row.why.is_empty());
-        let attempt = (row.attempt, row.is_survived());
-        assert!(!attempts.contains(&attempt), "{} again", row.name);
-        attempts.push(attempt);
+    for vendor in VENDORS {
+        let mut names = BTreeSet::new();
+        let mut attempts: Vec<(Attempt, bool)> = Vec::new();
+        for (number, row) in all(vendor) {
+            assert!(names.insert(row.name), "row {number}: {} again", row.name);
+            assert!(!row.why.is_empty());
+            let attempt = (row.attempt, row.is_survived());
+            assert!(!attempts.contains(&attempt), "{} again", row.name);
+            attempts.push(attempt);
+        }
     }
 }
 
 #[test]
-fn numbers_are_places() {
-    for (place, (number, _)) in all().enumerate() {
-        assert_eq!(place, number);
+fn numbers_are_places_whatever_the_vendor() {
+    for ((one, intel), (other, amd)) in all(Vendor::Intel).zip(all(Vendor::Amd)) {
+        assert_eq!((one, intel.name), (other, amd.name));
     }
+    assert!(
+        all(Vendor::Intel)
+            .enumerate()
+            .all(|(place, (number, _))| place == number)
+    );
+    let differ = all(Vendor::Intel)
+        .zip(all(Vendor::Amd))
+        .filter(|(intel, amd)| intel.1.expected != amd.1.expected);
+    assert!(differ.count() > 0);
+}
+
+#[test]
+fn vendors_are_known_by_their_names() {
+    let of = |name: &[u8; 4]| Vendor::of_cpuid(u32::from_le_bytes(*name));
+    assert_eq!(of(b"Auth"), Vendor::Amd);
+    assert_eq!(of(b"Genu"), Vendor::Intel);
 }
 
 #[test]
@@ -48,6 +70,7 @@ fn an_outcome_is_right_or_wrong() {
         name: "",
         attempt,
         expected,
+        on_amd: None,
         why: "",
     };
     let port = Attempt::In(0x64, crate::attempt::Width::Byte);

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use hostile_cell::attempt::Attempt;
 use hostile_cell::outcome::{Line, PREFIX};
 use hostile_cell::random::Generator;
-use hostile_cell::violations::Expected;
+use hostile_cell::violations::{Expected, Vendor};
 use serde_json::Value;
 
 use super::{Context, SYSTEM, load_modules, usual};
@@ -124,6 +124,14 @@ fn prepare(context: &mut Context) -> Result<()> {
     context.enable()
 }
 
+/// Whose processors the machine has.
+fn vendor(context: &Context) -> Vendor {
+    match context.platform.vendor() {
+        gaol_abi::image::Vendor::Svm => Vendor::Amd,
+        _ => Vendor::Intel,
+    }
+}
+
 /// Loads and starts a cell that was created.
 fn start(context: &mut Context, cell: &str, command_line: &str) -> Result<()> {
     context.machine.gaol(&format!(
@@ -189,7 +197,7 @@ fn survived(context: &mut Context) -> Result<()> {
         start(context, "hostile", &format!("do=list {targets}"))?;
         let said = wait_said(context, "list done", 400)?;
         context.machine.gaol("cell destroy hostile")?;
-        table::compare(&said)
+        table::compare(vendor(context), &said)
     })
 }
 
@@ -203,7 +211,7 @@ fn batches(
     watchers::watch(context, |context| {
         context.machine.gaol(&format!("cell create {ENDS}.toml"))?;
         let targets = targets(context)?;
-        let rows: Vec<usize> = table::ending(expected);
+        let rows: Vec<usize> = table::ending(vendor(context), expected);
         let mut wrong = Vec::new();
         for (batch, numbers) in rows.chunks(3).enumerate() {
             let from = 3 * batch;
@@ -218,7 +226,7 @@ fn batches(
             if let Err(error) = look(context) {
                 wrong.push(format!("{error:#}"));
             }
-            wrong.extend(table::survivors(&said(context)?));
+            wrong.extend(table::survivors(vendor(context), &said(context)?));
             context
                 .machine
                 .gaol(&format!("cell shutdown {ENDS} --force"))?;

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use hostile_cell::outcome::{Line, Outcome};
-use hostile_cell::violations::{self, Expected, Violation};
+use hostile_cell::violations::{self, Expected, Vendor, Violation};
 
 /// Numbers of the rows that end their CPU so.
-pub(super) fn ending(expected: Expected) -> Vec<usize> {
-    violations::ending(expected)
+pub(super) fn ending(vendor: Vendor, expected: Expected) -> Vec<usize> {
+    violations::ending(vendor, expected)
         .map(|(number, _)| number)
         .collect()
 }
@@ -31,13 +31,13 @@ fn outcomes(said: &str) -> BTreeMap<usize, Outcome> {
 }
 
 /// Asserts that each row that is survived has its outcome.
-pub(super) fn compare(said: &str) -> Result<()> {
+pub(super) fn compare(vendor: Vendor, said: &str) -> Result<()> {
     let told = outcomes(said);
-    let wrong: Vec<String> = violations::survived()
+    let wrong: Vec<String> = violations::survived(vendor)
         .filter_map(|(number, row)| match told.get(&number) {
-            None => Some(described(number, row, "not told")),
+            None => Some(described(number, &row, "not told")),
             Some(outcome) if !row.is_right(*outcome) => {
-                Some(described(number, row, &outcome.to_string()))
+                Some(described(number, &row, &outcome.to_string()))
             }
             Some(_) => None,
         })
@@ -52,12 +52,12 @@ pub(super) fn compare(said: &str) -> Result<()> {
 }
 
 /// The rows that have an outcome although their CPU should not have gone on.
-pub(super) fn survivors(said: &str) -> Vec<String> {
+pub(super) fn survivors(vendor: Vendor, said: &str) -> Vec<String> {
     let told = outcomes(said);
-    violations::all()
+    violations::all(vendor)
         .filter_map(|(number, row)| {
             let outcome = told.get(&number)?;
-            Some(described(number, row, &outcome.to_string()))
+            Some(described(number, &row, &outcome.to_string()))
         })
         .collect()
 }
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn missing_and_wrong_rows_are_told() {
         let mut said = String::new();
-        for (number, row) in violations::survived() {
+        for (number, row) in violations::survived(Vendor::Intel) {
             let outcome = match row.expected {
                 Expected::Exception(vector) => Outcome::Exception(vector),
                 Expected::Value(value) => Outcome::Value(value),
@@ -87,12 +87,12 @@ mod tests {
             };
             said.push_str(&format!("{}\n", Line::Row(number, outcome)));
         }
-        compare(&said).unwrap();
+        compare(Vendor::Intel, &said).unwrap();
         let (first, rest) = said.split_once('\n').unwrap();
-        let error = compare(rest).unwrap_err().to_string();
+        let error = compare(Vendor::Intel, rest).unwrap_err().to_string();
         assert!(error.contains("not told"), "{error}");
         let (row, _) = first.rsplit_once(' ').unwrap();
-        let error = compare(&format!("{row} 0x77\n{rest}")).unwrap_err();
+        let error = compare(Vendor::Intel, &format!("{row} 0x77\n{rest}")).unwrap_err();
         assert!(error.to_string().starts_with("1 rows are wrong"), "{error}");
     }
 
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn registers_agree_with_the_policy() {
         let mut compared = 0;
-        for (number, row) in violations::survived() {
+        for (number, row) in violations::survived(Vendor::Intel) {
             let (register, expected) = match row.attempt {
                 Attempt::ReadMsr(register) => {
                     let is_refused = policy(register).cell.read == Read::Refuse;
@@ -124,10 +124,10 @@ mod tests {
 
     #[test]
     fn who_goes_on_is_told() {
-        let number = ending(Expected::Stopped)[0];
+        let number = ending(Vendor::Intel, Expected::Stopped)[0];
         let said = format!("{}\n", Line::Try(number));
-        assert!(survivors(&said).is_empty());
+        assert!(survivors(Vendor::Intel, &said).is_empty());
         let said = format!("{said}{}\n", Line::Row(number, Outcome::Done));
-        assert_eq!(survivors(&said).len(), 1);
+        assert_eq!(survivors(Vendor::Intel, &said).len(), 1);
     }
 }
