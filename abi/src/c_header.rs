@@ -239,7 +239,7 @@ structures! {
     config::PortRange { first, count }
     config::MsrAccess { msr, flags, write_mask }
     config::Interrupt { number }
-    config::AssignedDevice { segment, function, vectors, reserved }
+    config::AssignedDevice { segment, function, vectors, flags }
     driver::EnableRequest {
         revision, fault_cpu, fault_step, flags, image, image_size, config, config_size, region_physical, region_size,
         cycles, outcome,
@@ -256,7 +256,7 @@ structures! {
     public::RootFailure { count, kind, cpu, parked, address, time }
     public::SystemPublic {
         abi_revision, cpu_count, frames_total, frames_used, last_outcome, tsc_khz, apic_khz, image_bytes, cells,
-        restart_cycles, longest_pauses, watchdogs, root_failure,
+        restart_cycles, longest_pauses, watchdogs, root_failure, unprotected_cells,
     }
     public::RingHeader { written }
     public::FaultRecord {
@@ -274,6 +274,8 @@ structures! {
         signature, revision, cell_state, msg_to_cell, reply_from_cell, flags, console, pci_mmconfig_base,
         pm_timer_address, num_cpus, tsc_khz, apic_khz, reserved,
     }
+    communication::DmaHeader { count, flags }
+    communication::DmaRange { guest, device, size }
     latency::Results {
         signature, ticks, ticks_done, period_cycles, tsc_khz, min_cycles, max_cycles, sum_cycles, class_cycles,
         overflow, finished, missed, histogram,
@@ -301,7 +303,7 @@ constants! {
         CHECKSUM_OFFSET, SYSTEM_STRICT_ROOT, SYSTEM_DESCRIBES_MACHINE, RANGE_RAM, RANGE_IO_APIC,
         RANGE_PCI_CONFIGURATION, RANGE_IOMMU, RANGE_RESERVED_DMA, MACHINE_CPU_SMIS, MACHINE_DEVICE_BRIDGE,
         MACHINE_BAR_PORTS, MACHINE_BAR_64, MACHINE_BAR_PREFETCHABLE, VIOLATION_PARK_CPU, VIOLATION_PARK_CELL,
-        WATCHDOG_RECORD, WATCHDOG_RESTART, WATCHDOG_HALT, ROOT_FAILURE_CONTINUE, ROOT_FAILURE_RESET, CONSOLE_NONE, CONSOLE_UART_PORT, CELL_CONSOLE, CELL_PASSIVE, CELL_IGNORE_UNASSIGNED_PORTS, MEMORY_READ,
+        WATCHDOG_RECORD, WATCHDOG_RESTART, WATCHDOG_HALT, ROOT_FAILURE_CONTINUE, ROOT_FAILURE_RESET, CONSOLE_NONE, CONSOLE_UART_PORT, CELL_CONSOLE, CELL_PASSIVE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_UNPROTECTED_DMA, DEVICE_NO_MASTER, DEVICE_ALL_FLAGS, MEMORY_READ,
         MEMORY_WRITE, MEMORY_EXECUTE, MEMORY_DMA, MEMORY_DEVICE, MEMORY_COMMUNICATION, MEMORY_LOADABLE,
         MEMORY_ROOT_SHARED, MEMORY_SHARED, MEMORY_CONTINUED, MEMORY_TYPE_MASK, MEMORY_TYPE_UNCACHEABLE,
         MEMORY_TYPE_WRITE_COMBINING, MEMORY_TYPE_WRITE_THROUGH, MEMORY_TYPE_WRITE_PROTECTED, MEMORY_TYPE_WRITE_BACK,
@@ -322,7 +324,7 @@ constants! {
         COUNTERS, COUNTER_KICKS, COUNTER_ROOT_VIOLATIONS, COUNTER_XAPIC_WRITES, COUNTER_X2APIC_ICR,
         COUNTER_GUEST_NMIS, COUNTER_DROPPED_IPIS, COUNTER_DROPPED_NMIS, FIRST_DERIVED_COUNTER,
     }
-    communication { REVISION, SIGNATURE, HEARTBEAT_OFFSET, FLAG_DEBUG_PUTC_PERMITTED, FLAG_DEBUG_PUTC_ACTIVE }
+    communication { REVISION, SIGNATURE, HEARTBEAT_OFFSET, DMA_OFFSET, DMA_UNPROTECTED, FLAG_DEBUG_PUTC_PERMITTED, FLAG_DEBUG_PUTC_ACTIVE }
     latency { SIGNATURE, CLASSES }
 }
 
@@ -373,7 +375,7 @@ enumerations! {
         InterruptOwned, InterruptInUse, CacheWaysInvalid, CacheWaysOwned, MsrInvalid, MsrOwned, MemoryIsPciConfiguration,
         MemoryIsIommus, MemoryIsReservedDma, DmaOutsideMemory, MemoryIsDevices, SharedRegionDiffers, Unsupported,
         OtherMachine, MachineInvalid, MemoryUnknown, RestartTooLarge, HypervisorFault,
-        TooManyDevices, DeviceDiffers, DeviceStuck,
+        TooManyDevices, DeviceDiffers, DeviceStuck, UnprotectedDma, DeviceNotTaken, DeviceGone,
     }
     communication::CellState { Running, RunningLocked, ShutDown, Failed, FailedRevision }
     communication::Message { None, ShutdownRequest, ReconfigCompleted }

@@ -226,6 +226,8 @@ pub const CELL_CONSOLE: u32 = 1;
 pub const CELL_PASSIVE: u32 = 2;
 /// Accesses to ports that are not the cell's read as ones and write nothing, instead of stopping the cell.
 pub const CELL_IGNORE_UNASSIGNED_PORTS: u32 = 4;
+/// PCI functions of the cell may start accesses although no IOMMU keeps them in the cell's memory.
+pub const CELL_UNPROTECTED_DMA: u32 = 8;
 
 /// [`CellHeader::violation`]: the CPU that stepped out of line is parked, the cell's other CPUs run on.
 pub const VIOLATION_PARK_CPU: u32 = 0;
@@ -381,6 +383,11 @@ pub struct Interrupt {
     pub number: u32,
 }
 
+/// The function never starts accesses (it is no bus master): it neither does DMA nor sends interrupt messages.
+pub const DEVICE_NO_MASTER: u16 = 1;
+/// All flags of [`AssignedDevice::flags`].
+pub const DEVICE_ALL_FLAGS: u16 = 1;
+
 /// A PCI function that the cell owns.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -391,6 +398,6 @@ pub struct AssignedDevice {
     pub function: u16,
     /// Interrupt vectors (MSI or MSI-X) that it may use; 0: as many as it has, up to [`DEFAULT_DEVICE_VECTORS`].
     pub vectors: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// `DEVICE_…`.
+    pub flags: u16,
 }

@@ -185,6 +185,12 @@ pub enum Reason {
     DeviceDiffers = 131,
     /// The PCI function does not end what it does, or does not come back from its reset \[segment << 16 | function\].
     DeviceStuck = 132,
+    /// No IOMMU keeps the PCI function in the cell's memory \[segment << 16 | function\].
+    UnprotectedDma = 133,
+    /// Linux could not give the PCI function away \[segment << 16 | function\].
+    DeviceNotTaken = 134,
+    /// The PCI function has gone \[segment << 16 | function\].
+    DeviceGone = 135,
 }
 
 /// What [`Reason::MachineInvalid`] is about.

@@ -52,6 +52,8 @@ pub struct SystemPublic {
     pub watchdogs: [WatchdogRecord; crate::MAX_CELLS],
     /// How Linux failed.
     pub root_failure: RootFailure,
+    /// Cells of which a PCI function may be bus master with no IOMMU in front of it: bit n for the cell n.
+    pub unprotected_cells: u64,
 }
 
 /// Why a CPU of the root cell is away for longer than an ordinary exit.

@@ -203,6 +203,9 @@ pub struct PlanArguments {
     /// PCI function that it gets, by address or by vendor and device; may be repeated
     #[arg(long = "device", value_name = "ADDRESS|ID")]
     pub devices: Vec<String>,
+    /// Let its functions do DMA although no IOMMU keeps them in its memory
+    #[arg(long)]
+    pub unprotected_dma: bool,
     /// File that it is to run
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,

@@ -434,6 +434,20 @@ fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
             ),
             "Unbind its driver in Linux first, or leave the function to the root cell.",
         ),
+        Reason::UnprotectedDma => words(
+            format!(
+                "no IOMMU keeps PCI function {function} in the memory of the cell: its DMA can reach all of the machine"
+            ),
+            "Write `bus-master = false` below it if the cell uses its registers only, or `unprotected-dma = true` for the cell if you trust it with the whole machine.",
+        ),
+        Reason::DeviceNotTaken => words(
+            format!("Linux does not let go of PCI function {function}"),
+            "The kernel's log says why (dmesg): it may be in use, for the root file system for instance.",
+        ),
+        Reason::DeviceGone => words(
+            format!("PCI function {function} is not there any more"),
+            "Look at the hardware, and let Linux find it again: echo 1 > /sys/bus/pci/rescan",
+        ),
         Reason::DeviceGroupSplit => words(
             format!(
                 "a PCI function can't be kept apart from {function}, which the cell does not have"

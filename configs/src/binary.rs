@@ -19,13 +19,13 @@ use gaol_abi::MAX_CPUS;
 use gaol_abi::checksum::crc32_with_hole;
 use gaol_abi::config::{
     AssignedDevice, CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, CELL_SIGNATURE,
-    CHECKSUM_OFFSET, CONSOLE_NONE, CONSOLE_UART_PORT, CellHeader, Interrupt, MAX_CELL_SIZE,
-    MAX_DEVICES, MAX_INTERRUPTS, MAX_MACHINE_BARS, MAX_MACHINE_DEVICES, MAX_MACHINE_RANGES,
-    MAX_MEMORY_REGIONS, MAX_MSRS, MAX_PORT_RANGES, MAX_ROOT_MSRS, MAX_SIZE, MEMORY_ALL_FLAGS,
-    MEMORY_COMMUNICATION, MSR_ALL_FLAGS, MachineBar, MachineCpu, MachineDevice, MachineRange,
-    MemoryRegion, MsrAccess, PortRange, Preamble, ROOT_FAILURE_RESET, SYSTEM_DESCRIBES_MACHINE,
-    SYSTEM_SIGNATURE, SYSTEM_STRICT_ROOT, SystemHeader, VIOLATION_PARK_CELL, WATCHDOG_HALT,
-    WATCHDOG_RECORD,
+    CELL_UNPROTECTED_DMA, CHECKSUM_OFFSET, CONSOLE_NONE, CONSOLE_UART_PORT, CellHeader,
+    DEVICE_ALL_FLAGS, Interrupt, MAX_CELL_SIZE, MAX_DEVICES, MAX_INTERRUPTS, MAX_MACHINE_BARS,
+    MAX_MACHINE_DEVICES, MAX_MACHINE_RANGES, MAX_MEMORY_REGIONS, MAX_MSRS, MAX_PORT_RANGES,
+    MAX_ROOT_MSRS, MAX_SIZE, MEMORY_ALL_FLAGS, MEMORY_COMMUNICATION, MSR_ALL_FLAGS, MachineBar,
+    MachineCpu, MachineDevice, MachineRange, MemoryRegion, MsrAccess, PortRange, Preamble,
+    ROOT_FAILURE_RESET, SYSTEM_DESCRIBES_MACHINE, SYSTEM_SIGNATURE, SYSTEM_STRICT_ROOT,
+    SystemHeader, VIOLATION_PARK_CELL, WATCHDOG_HALT, WATCHDOG_RECORD,
 };
 use gaol_abi::outcome::Reason;
 use gaol_abi::{ABI_REVISION, NAME_LENGTH};
@@ -43,7 +43,8 @@ pub const MAX_MILLISECONDS: u32 = 600_000;
 /// I/O ports of a 16550.
 pub const UART_PORTS: u16 = 8;
 /// Flags of a cell that have a meaning.
-const CELL_ALL_FLAGS: u32 = CELL_CONSOLE | CELL_PASSIVE | CELL_IGNORE_UNASSIGNED_PORTS;
+const CELL_ALL_FLAGS: u32 =
+    CELL_CONSOLE | CELL_PASSIVE | CELL_IGNORE_UNASSIGNED_PORTS | CELL_UNPROTECTED_DMA;
 /// Flags of a system that have a meaning.
 const SYSTEM_ALL_FLAGS: u32 = SYSTEM_STRICT_ROOT | SYSTEM_DESCRIBES_MACHINE;
 
@@ -367,7 +368,10 @@ impl<'a> CellView<'a> {
             || header.reserved != 0
             || header.shutdown_milliseconds > MAX_MILLISECONDS
             || header.violation > VIOLATION_PARK_CELL
-            || view.devices.iter().any(|device| device.reserved != 0)
+            || view
+                .devices
+                .iter()
+                .any(|device| device.flags & !DEVICE_ALL_FLAGS != 0)
             || !view.watchdog_is_sound()
         {
             return Err(invalid);
@@ -462,6 +466,12 @@ impl<'a> CellView<'a> {
     #[must_use]
     pub fn is_passive(&self) -> bool {
         self.header.preamble.flags & CELL_PASSIVE != 0
+    }
+
+    /// Whether its PCI functions may be bus masters with no IOMMU in front of them.
+    #[must_use]
+    pub fn accepts_unprotected_dma(&self) -> bool {
+        self.header.preamble.flags & CELL_UNPROTECTED_DMA != 0
     }
 
     /// Whether ports that are not the cell's read as ones instead of stopping it.

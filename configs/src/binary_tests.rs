@@ -192,7 +192,7 @@ fn names_are_checked() {
 fn reserved_and_unknown_bits_are_refused() {
     let reserved = core::mem::offset_of!(CellHeader, reserved);
     assert!(CellView::parse(cell_with_byte(reserved, 1).bytes()).is_err());
-    assert!(cell_refusal(|cell| cell.flags = 8).reason == Reason::ConfigurationInvalid);
+    assert!(cell_refusal(|cell| cell.flags = 16).reason == Reason::ConfigurationInvalid);
     assert_eq!(
         cell_refusal(|cell| cell.memory[1].flags |= 1 << 40),
         Refusal::new(Reason::RegionInvalid, 1)

@@ -11,7 +11,7 @@ use crate::problem::Problem;
 
 mod warnings;
 
-pub use warnings::{unsupported, warnings};
+pub use warnings::{unprotected, unsupported, warnings};
 
 /// What a check of a whole system found.
 #[derive(Debug, Default)]

@@ -118,6 +118,7 @@ impl Explainer<'_> {
             Reason::DeviceUnknown
             | Reason::DeviceOwned
             | Reason::DeviceIsBridge
+            | Reason::UnprotectedDma
             | Reason::VectorBudget => self.device(),
             Reason::DeviceGroupSplit => self.split_group(),
             Reason::InterruptUnknown | Reason::InterruptOwned | Reason::InterruptInUse => {
@@ -328,7 +329,7 @@ impl Explainer<'_> {
 }
 
 /// A PCI function as people name it.
-fn device_text(system: Option<&SystemView<'_>>, detail: u64) -> String {
+pub(crate) fn device_text(system: Option<&SystemView<'_>>, detail: u64) -> String {
     let address = FunctionAddress::from_detail(detail);
     match system.and_then(|system| find_device(system, detail)) {
         Some(device) => format!("{address} ({})", FunctionId::from(device)),

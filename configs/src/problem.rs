@@ -33,6 +33,8 @@ pub enum Doubt {
     SharedCache,
     /// Memory that is executed, and that devices can write to.
     CodeInReachOfDevices,
+    /// PCI functions whose DMA no IOMMU holds.
+    UnprotectedDma,
     /// Shared memory that nobody shares.
     NotShared,
     /// Nothing is known of the machine.
@@ -52,6 +54,7 @@ impl Doubt {
             Self::FarMemory => "far_memory",
             Self::SharedCache => "shared_cache",
             Self::CodeInReachOfDevices => "code_in_reach_of_devices",
+            Self::UnprotectedDma => "unprotected_dma",
             Self::NotShared => "not_shared",
             Self::UnknownMachine => "unknown_machine",
             Self::Unsupported => "unsupported",

@@ -56,6 +56,10 @@ pub struct CellFile {
     #[serde(default)]
     #[schemars(with = "Vec<DeviceTable>")]
     pub devices: Vec<Spanned<DeviceTable>>,
+    /// Whether the cell's PCI functions may do DMA on a machine where no IOMMU keeps them in the cell's memory. They can then
+    /// read and write all memory of the machine, and interrupt every CPU.
+    #[schemars(with = "Option<bool>")]
+    pub unprotected_dma: Option<Spanned<bool>>,
     /// The cell's interrupt lines: pins of the IOAPICs, counted on through all of them (global system interrupts). Linux must
     /// not use them. The cell gives level-triggered ones vectors from 0xf0 to 0xff.
     #[serde(default)]
@@ -213,6 +217,9 @@ pub struct DeviceTable {
     /// Interrupt vectors (MSI or MSI-X) that it may use; by default as many as it has, up to 32.
     #[schemars(with = "Option<Number>")]
     pub vectors: Option<Spanned<Number>>,
+    /// Whether the cell may make it bus master; true by default. Without, it neither does DMA nor sends interrupt messages.
+    #[schemars(with = "Option<bool>", extend("default" = true))]
+    pub bus_master: Option<Spanned<bool>>,
 }
 
 /// `[cache-ways]`: numbers of ways, which must be adjacent.

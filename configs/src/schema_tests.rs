@@ -519,6 +519,7 @@ fn value_of(root: &Value, schema: &Value) -> String {
             element => format!("list of: {element}"),
         },
         Some("object") => "table".to_owned(),
+        Some("boolean") if schema["default"] == true => "`true` (default), `false`".to_owned(),
         Some("boolean") => "`false` (default), `true`".to_owned(),
         Some("string") => "text".to_owned(),
         other => panic!("{other:?}"),

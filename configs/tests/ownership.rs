@@ -195,7 +195,7 @@ refused! {
     shared_region_of_another_name
     port_of_another_cell port_of_another_function ports_of_pci_configuration port_of_the_console
     line_of_another_cell line_that_is_none
-    functions_of_another_cell function_that_is_none bridge group_with_the_root_cell group_of_two_cells
+    functions_of_another_cell function_that_is_none bridge functions_that_reach_all group_with_the_root_cell group_of_two_cells
     vectors_that_are_none
     ways_of_another_cell ways_that_are_none
     register_of_another_cell register_that_others_read register_of_the_hypervisor

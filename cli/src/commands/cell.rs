@@ -17,7 +17,7 @@ use super::owners;
 use crate::arguments::{CellName, Content, Piece, Pieces};
 use crate::device::{Cost, Created, DeviceError, Load, Operation};
 use crate::explain::Facts;
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, problems_json};
 use crate::host::{Host, read_bytes, read_configuration};
 use crate::interrupts;
 use crate::memory::{Shortage, with_blocks};
@@ -74,12 +74,21 @@ pub fn create(host: &mut Host, path: &Path, force: bool) -> Result<Report> {
         }
         refuse_lines_in_use(host, &cell, &ledger, &machine)?;
     }
+    let warnings = check::unprotected(&machine, &cell);
     let view = cell.view();
     refuse_bound(host, &view)?;
     let created = create_from(host, cell.bytes(), force)
         .map_err(|error| creation_failure(host, error, &cell, &ledger, &machine))?;
     owners::keep(host, created.id, cell.bytes());
-    Ok(created_report(created, view.name(), view.cpus()))
+    let mut report = created_report(created, view.name(), view.cpus());
+    report.json["warnings"] = problems_json(&warnings);
+    for warning in &warnings {
+        let (message, remedy) = (warning.message(), warning.remedy());
+        report
+            .text
+            .push_str(&format!("warning: {message}\n  {remedy}\n"));
+    }
+    Ok(report)
 }
 
 /// Refuses interrupt lines that a driver of Linux has. What can't be read is left to the hypervisor, which looks whether
@@ -226,6 +235,7 @@ fn creation_failure(
                 | Reason::DeviceIsBridge
                 | Reason::DeviceGroupSplit
                 | Reason::VectorBudget
+                | Reason::UnprotectedDma
                 | Reason::InterruptUnknown
                 | Reason::InterruptOwned
                 | Reason::InterruptInUse

@@ -62,12 +62,26 @@ pub fn list(host: &Host) -> Result<Report> {
         {
             faults_text.push_str(&format!("Cell \"{}\" {words}.\n", cell.name));
         }
+        let unprotected = public
+            .as_ref()
+            .and_then(PublicPages::system)
+            .is_some_and(|system| {
+                let bit = 1u64.checked_shl(cell.id).unwrap_or(0);
+                system.unprotected_cells & bit != 0
+            });
+        if unprotected {
+            faults_text.push_str(&format!(
+                "Cell \"{}\" can reach all memory of the machine by DMA: no IOMMU is in front of its PCI functions (unprotected-dma).\n",
+                cell.name
+            ));
+        }
         let mut cell_json = json!({
             "id": cell.id,
             "name": cell.name,
             "state": cell.state,
             "cpus": cell.cpus.iter().collect::<Vec<u32>>(),
             "cpus_failed": cell.failed.iter().collect::<Vec<u32>>(),
+            "unprotected_dma": unprotected,
             "faults": faults.iter().map(|(cpu, fault)| fault_json(*cpu, fault, host.vendor)).collect::<Vec<_>>(),
         });
         if let Some(watchdog) = &cell.watchdog {

@@ -79,6 +79,7 @@ fn from_arguments(arguments: &PlanArguments) -> Result<Request> {
         cpus: arguments.cpus.unwrap_or(DEFAULT_CPUS),
         memory: arguments.memory.unwrap_or(DEFAULT_MEMORY),
         devices: arguments.devices.clone(),
+        unprotected_dma: arguments.unprotected_dma,
         shared_with_root: arguments.shared_with_root.unwrap_or(0),
         image: arguments.image.as_deref().map(image).transpose()?,
     })
@@ -227,6 +228,7 @@ impl Dialogue<'_> {
             cpus,
             memory,
             devices,
+            unprotected_dma: arguments.unprotected_dma,
             shared_with_root,
             image,
         })

@@ -161,7 +161,7 @@ fn build_finds_functions_by_their_ids() {
     let machine = Machine::new();
     let system = machine.write("machine.toml", NETWORK);
     let cell = |id: &str| {
-        let device = format!("\n[[devices]]\nid = \"{id}\"\n");
+        let device = format!("\n[[devices]]\nid = \"{id}\"\nbus-master = false\n");
         machine.write("network.toml", &(shipped("hello.toml") + &device))
     };
     let output = machine.path("network.bin").display().to_string();
@@ -199,6 +199,41 @@ fn check_warns_and_succeeds() {
     for key in ["column", "message", "remedy"] {
         assert!(!warning[key].is_null(), "{key}");
     }
+}
+
+#[test]
+fn dma_that_nothing_holds_is_refused_unless_it_is_accepted() {
+    let machine = Machine::new();
+    let system = machine.write("machine.toml", NETWORK);
+    let cell = |key: &str, device: &str| {
+        let hello = shipped("hello.toml").replace("cpus = [2]", &format!("cpus = [2]\n{key}"));
+        let text = hello + "\n[[devices]]\nid = \"8086:100e\"\n" + device;
+        machine.write("hello.toml", &text)
+    };
+    let check = |file: &str| machine.run(&["config", "check", &system, file, "--json"]);
+    let json = check(&cell("", "")).json();
+    assert_eq!(json["problems"][0]["reason"], "unprotected_dma");
+    let remedy = json["problems"][0]["remedy"].as_str().unwrap();
+    assert!(remedy.contains("`unprotected-dma = true`"), "{remedy}");
+    let json = check(&cell("unprotected-dma = false", "")).json();
+    assert_eq!(json["problems"][0]["reason"], "unprotected_dma");
+    let reasons = |json: &serde_json::Value| -> Vec<String> {
+        let warnings = json["warnings"].as_array().unwrap().iter();
+        warnings
+            .map(|warning| warning["reason"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let json = check(&cell("unprotected-dma = true", "")).json();
+    assert!(
+        reasons(&json).contains(&"unprotected_dma".to_owned()),
+        "{json}"
+    );
+    // What never becomes bus master needs no leave.
+    let json = check(&cell("", "bus-master = false\n")).json();
+    assert!(
+        !reasons(&json).contains(&"unprotected_dma".to_owned()),
+        "{json}"
+    );
 }
 
 #[test]

@@ -24,8 +24,21 @@ fn list_shows_all_cells() {
     );
     assert_eq!(
         json["cells"][1],
-        json!({ "id": 1, "name": "latency", "state": "running", "cpus": [3], "cpus_failed": [], "faults": [] })
+        json!({ "id": 1, "name": "latency", "state": "running", "cpus": [3], "cpus_failed": [], "unprotected_dma": false, "faults": [] })
     );
+}
+
+#[test]
+fn list_tells_whose_dma_nothing_holds() {
+    let machine = Machine::enabled();
+    machine.publish_all(|system| system.unprotected_cells = 1 << 1, |_, _| ());
+    let text = machine.run(&["cell", "list"]).text();
+    let words = "Cell \"latency\" can reach all memory of the machine by DMA";
+    assert!(text.contains(words), "{text}");
+    assert!(!text.contains("Cell \"root\""), "{text}");
+    let json = machine.run(&["cell", "list", "--json"]).json();
+    assert_eq!(json["cells"][0]["unprotected_dma"], false);
+    assert_eq!(json["cells"][1]["unprotected_dma"], true);
 }
 
 #[test]

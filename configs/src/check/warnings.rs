@@ -11,8 +11,8 @@ use gaol_abi::config::{
 
 use crate::binary::{SystemView, name_text, physical_range};
 use crate::compile::{Cell, RegionPlaces, System};
-use crate::explain::{cpu_list, explain};
-use crate::ledger::{self, Ledger};
+use crate::explain::{cpu_list, device_text, explain};
+use crate::ledger::{self, Ledger, Machine, function_number, is_unprotected};
 use crate::problem::{Doubt, Place, Problem};
 use crate::{CpuSet, HostPhysical, Range};
 
@@ -33,6 +33,10 @@ pub fn warnings(system: &System, cells: &[Cell]) -> Vec<Problem> {
         writer.cores(&view, cells, index, &mut found);
         writer.smis(&view, &mut found);
         writer.caches(&view, &mut found);
+        found.extend(unprotected(
+            &super::with_system(super::any_machine(), system),
+            cell,
+        ));
         let not_yet = unsupported(cell);
         found.extend(not_yet.map(|problem| problem.as_warning(Doubt::Unsupported)));
         found.sort_by_key(|problem| problem.place().map_or(0, |place| place.start));
@@ -47,6 +51,30 @@ pub fn warnings(system: &System, cells: &[Cell]) -> Vec<Problem> {
         ));
     }
     all
+}
+
+/// The PCI functions of the cell whose DMA no IOMMU of the machine keeps in the cell's memory, as warnings.
+#[must_use]
+pub fn unprotected(machine: &Machine<'_>, cell: &Cell) -> Vec<Problem> {
+    let view = cell.view();
+    let system = machine.system.as_ref();
+    let devices = view.devices().iter();
+    devices
+        .filter(|device| view.accepts_unprotected_dma() && is_unprotected(machine, device))
+        .map(|device| {
+            let name = device_text(system, function_number(device.segment, device.function));
+            Problem::warning(
+                &cell.source,
+                Doubt::UnprotectedDma,
+                format!(
+                    "cell \"{}\" can read and write all memory of the machine, that of Linux and of the hypervisor included, by the DMA of PCI function {name}",
+                    view.name()
+                ),
+                "No IOMMU is in front of it. Give it to software that you trust with the machine, or write `bus-master = false` below it.".to_owned(),
+            )
+            .at(cell.places.unprotected_dma.clone(), "accepted here")
+        })
+        .collect()
 }
 
 /// What `cell` asks for and this build of the hypervisor can't keep, as the problem that it is at creation.

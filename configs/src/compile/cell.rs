@@ -2,8 +2,9 @@
 
 use gaol_abi::MAX_CPUS;
 use gaol_abi::config::{
-    CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, Interrupt, MAX_INTERRUPTS, MAX_MSRS,
-    VIOLATION_PARK_CELL, VIOLATION_PARK_CPU, WATCHDOG_HALT, WATCHDOG_RECORD, WATCHDOG_RESTART,
+    CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, CELL_UNPROTECTED_DMA, Interrupt,
+    MAX_INTERRUPTS, MAX_MSRS, VIOLATION_PARK_CELL, VIOLATION_PARK_CPU, WATCHDOG_HALT,
+    WATCHDOG_RECORD, WATCHDOG_RESTART,
 };
 use gaol_abi::outcome::Reason;
 use toml::Spanned;
@@ -31,6 +32,12 @@ pub(super) fn cell(judge: &Judge<'_>, file: &CellFile, system: Option<&System>) 
             | flag(
                 file.unassigned_io == UnassignedIo::Ignore,
                 CELL_IGNORE_UNASSIGNED_PORTS,
+            )
+            | flag(
+                file.unprotected_dma
+                    .as_ref()
+                    .is_some_and(|set| *set.get_ref()),
+                CELL_UNPROTECTED_DMA,
             ),
         name: judge.name("cell", &file.name),
         cpus: cpus(judge, &file.cpus),

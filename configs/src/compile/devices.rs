@@ -2,7 +2,9 @@
 //!
 //! Vectors are 0 in the binary form for "as many as it has": what that comes to is known to whoever knows the machine.
 
-use gaol_abi::config::{AssignedDevice, DEFAULT_DEVICE_VECTORS, MAX_DEVICES, MachineDevice};
+use gaol_abi::config::{
+    AssignedDevice, DEFAULT_DEVICE_VECTORS, DEVICE_NO_MASTER, MAX_DEVICES, MachineDevice,
+};
 use gaol_abi::outcome::Reason;
 use toml::Spanned;
 
@@ -75,7 +77,10 @@ fn device(
             0 => system.map_or(0, |system| vectors_of(system, address)),
             vectors => vectors,
         },
-        reserved: 0,
+        flags: match table.bus_master.as_ref().map(Spanned::get_ref) {
+            Some(false) => DEVICE_NO_MASTER,
+            _ => 0,
+        },
     }
 }
 

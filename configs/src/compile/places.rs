@@ -25,6 +25,8 @@ pub struct CellPlaces {
     pub ports: Vec<Place>,
     /// Each PCI function.
     pub devices: Vec<DevicePlaces>,
+    /// `unprotected-dma`.
+    pub unprotected_dma: Option<Place>,
     /// Each interrupt line.
     pub interrupts: Vec<Place>,
     /// `l3` of `[cache-ways]`.
@@ -185,6 +187,7 @@ impl CellPlaces {
                 .collect(),
             ports: file.ports.iter().map(Spanned::span).collect(),
             devices: file.devices.iter().map(DevicePlaces::of).collect(),
+            unprotected_dma: place(&file.unprotected_dma),
             interrupts: file.interrupts.iter().map(Spanned::span).collect(),
             l3_ways: ways.and_then(|ways| place(&ways.l3)),
             l2_ways: ways.and_then(|ways| place(&ways.l2)),

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use gaol_abi::config::{
-    AssignedDevice, CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, CONSOLE_UART_PORT,
-    Interrupt, MACHINE_BAR_64, MACHINE_BAR_PORTS, MACHINE_BAR_PREFETCHABLE, MACHINE_CPU_SMIS,
-    MACHINE_DEVICE_BRIDGE, MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE,
-    MEMORY_LOADABLE, MEMORY_READ, MEMORY_ROOT_SHARED, MEMORY_SHARED, MEMORY_TYPE_MASK,
-    MEMORY_WIDTH_8, MEMORY_WIDTHS, MEMORY_WRITE, MSR_PER_CPU, MSR_READ, MSR_WRITE, MachineBar,
-    MachineCpu, MachineDevice, MachineRange, MemoryRegion, MsrAccess, PortRange, RANGE_IO_APIC,
-    RANGE_IOMMU, RANGE_PCI_CONFIGURATION, RANGE_RAM, RANGE_RESERVED_DMA, SYSTEM_DESCRIBES_MACHINE,
+    AssignedDevice, CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, CELL_UNPROTECTED_DMA,
+    CONSOLE_UART_PORT, DEVICE_ALL_FLAGS, DEVICE_NO_MASTER, Interrupt, MACHINE_BAR_64,
+    MACHINE_BAR_PORTS, MACHINE_BAR_PREFETCHABLE, MACHINE_CPU_SMIS, MACHINE_DEVICE_BRIDGE,
+    MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE, MEMORY_LOADABLE, MEMORY_READ,
+    MEMORY_ROOT_SHARED, MEMORY_SHARED, MEMORY_TYPE_MASK, MEMORY_WIDTH_8, MEMORY_WIDTHS,
+    MEMORY_WRITE, MSR_PER_CPU, MSR_READ, MSR_WRITE, MachineBar, MachineCpu, MachineDevice,
+    MachineRange, MemoryRegion, MsrAccess, PortRange, RANGE_IO_APIC, RANGE_IOMMU,
+    RANGE_PCI_CONFIGURATION, RANGE_RAM, RANGE_RESERVED_DMA, SYSTEM_DESCRIBES_MACHINE,
     SYSTEM_STRICT_ROOT, SystemHeader, VIOLATION_PARK_CELL,
 };
 use proptest::prelude::*;
@@ -90,17 +91,17 @@ fn list<S: Strategy>(element: S) -> impl Strategy<Value = Vec<S::Value>> {
 prop_compose! {
     fn cell()(
         (name, cpus, reset_address) in (name(), proptest::collection::btree_set(0..256u32, 0..9), address()),
-        flags in 0..8u32,
+        flags in 0..16u32,
         (shutdown_milliseconds, violation) in (0..=600_000u32, 0..=1u32),
         (timeout, policy) in (0..=600_000u32, 0..=2u32),
         (l3_ways, l2_ways) in (any::<u32>(), any::<u32>()),
         memory in list(region(false)),
         msrs in list(msr()),
         interrupts in list(any::<u32>()),
-        devices in list((any::<u16>(), any::<u16>(), 0..=2048u16)),
+        devices in list((any::<u16>(), any::<u16>(), 0..=2048u16, 0..=DEVICE_ALL_FLAGS)),
         ports in list(ports()),
     ) -> encode::Cell {
-        let device = |(segment, function, vectors)| AssignedDevice { segment, function, vectors, reserved: 0 };
+        let device = |(segment, function, vectors, flags)| AssignedDevice { segment, function, vectors, flags };
         let has_heartbeat = memory.iter().any(|region| region.flags & MEMORY_COMMUNICATION != 0);
         let watchdog_milliseconds = if has_heartbeat { timeout } else { 0 };
         encode::Cell {
@@ -230,6 +231,7 @@ fn cell_toml(cell: &encode::Cell) -> String {
         "unassigned-io",
         "\"ignore\"",
     );
+    line(to, has(CELL_UNPROTECTED_DMA), "unprotected-dma", true);
     let parks_whole = cell.violation == VIOLATION_PARK_CELL;
     line(to, parks_whole, "on-violation", "\"park-cell\"");
     let time = cell.shutdown_milliseconds;
@@ -264,6 +266,8 @@ fn cell_toml(cell: &encode::Cell) -> String {
             format!("\"{}\"", FunctionAddress::from(device)),
         );
         line(to, device.vectors != 0, "vectors", device.vectors);
+        let stays = device.flags & DEVICE_NO_MASTER != 0;
+        line(to, stays, "bus-master", false);
     }
     for msr in &cell.msrs {
         to.push_str("[[msrs]]\n");

@@ -335,7 +335,7 @@ fn a_cell_says_what_its_file_says() {
         segment,
         function,
         vectors,
-        reserved: 0,
+        flags: 0,
     };
     // 40 entries of MSI-X are cut down to what a device gets that was not asked for more.
     assert_eq!(view.devices(), [device(0, 0x18, 32), device(1, 0x201, 1)]);

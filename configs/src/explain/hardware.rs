@@ -49,6 +49,13 @@ impl Explainer<'_> {
                 "stays with the root cell",
                 "Name the functions behind it: the root cell keeps the bridges.",
             ),
+            Reason::UnprotectedDma => words(
+                format!(
+                    "no IOMMU keeps PCI function {device} in the memory of the cell: its DMA can reach all of the machine"
+                ),
+                "reaches all memory",
+                "Write `bus-master = false` below it if the cell uses its registers only, or `unprotected-dma = true` for the cell if you trust it with the whole machine.",
+            ),
             Reason::VectorBudget => {
                 place = places.and_then(|places| places.vectors.clone()).or(place);
                 self.vectors(&device)

@@ -98,8 +98,12 @@ fn cell_on(
     keys: &str,
     tables: &str,
 ) -> Cell {
+    let accepted = match keys.contains("unprotected-dma") {
+        true => "",
+        false => "unprotected-dma = true\n",
+    };
     let text = format!(
-        "name = \"{name}\"\ncpus = {cpus}\n{keys}\n\n[[memory]]\nname = \"ram\"\nat = 0x0\n\
+        "name = \"{name}\"\ncpus = {cpus}\n{accepted}{keys}\n\n[[memory]]\nname = \"ram\"\nat = 0x0\n\
          physical = {physical:#x}\nsize = \"1 MiB\"\naccess = \"rwx\"\n\n{tables}"
     );
     Cell::compile(&format!("{name}.toml"), &text, Some(system))
@@ -243,6 +247,13 @@ fn the_hardware_of_a_cell() {
                 problems_of(
                     "interrupts = [1, 2]",
                     "[[devices]]\naddress = \"00:04.0\"\n\n[[devices]]\naddress = \"00:04.1\"\nvectors = 183",
+                ),
+            ),
+            (
+                "no IOMMU in front of it",
+                problems_of(
+                    "unprotected-dma = false",
+                    "[[devices]]\naddress = \"00:04.0\"\n\n[[devices]]\naddress = \"00:04.1\"\nbus-master = false",
                 ),
             ),
             (
@@ -548,7 +559,7 @@ fn any_cell() -> impl Strategy<Value = encode::Cell> {
             segment,
             function,
             vectors,
-            reserved: 0,
+            flags: 0,
         });
     let line = any::<u32>().prop_map(|number| Interrupt { number });
     (

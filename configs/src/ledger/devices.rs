@@ -1,8 +1,8 @@
 //! PCI functions, their interrupt vectors, and interrupt lines.
 
 use gaol_abi::config::{
-    AssignedDevice, DEFAULT_DEVICE_VECTORS, Interrupt, MACHINE_DEVICE_BRIDGE, MachineDevice,
-    RANGE_IO_APIC,
+    AssignedDevice, DEFAULT_DEVICE_VECTORS, DEVICE_NO_MASTER, Interrupt, MACHINE_DEVICE_BRIDGE,
+    MachineDevice, RANGE_IO_APIC,
 };
 use gaol_abi::outcome::Reason;
 
@@ -58,6 +58,13 @@ pub fn vectors_wanted(machine: &Machine<'_>, device: &AssignedDevice) -> u32 {
 #[must_use]
 pub fn vector_budget(cell: &CellView<'_>) -> u32 {
     cell.cpus().len().saturating_mul(VECTORS_PER_CPU)
+}
+
+/// Whether the cell may make the function bus master, and no IOMMU keeps it in the cell's memory. Of a machine of which
+/// nothing is known this can't be said: no.
+#[must_use]
+pub fn is_unprotected(machine: &Machine<'_>, device: &AssignedDevice) -> bool {
+    machine.system.is_some() && device.flags & DEVICE_NO_MASTER == 0 && !machine.confines(device)
 }
 
 impl Ledger {
@@ -121,6 +128,9 @@ impl Ledger {
         }
         if is_over {
             return refuse(Reason::VectorBudget);
+        }
+        if is_unprotected(machine, device) && !cell.accepts_unprotected_dma() {
+            return refuse(Reason::UnprotectedDma);
         }
         Ok(())
     }

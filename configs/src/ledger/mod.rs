@@ -37,8 +37,8 @@ use memory::OwnedMemory;
 
 pub use cache::Level;
 pub use devices::{
-    VECTORS_PER_CPU, find_device, function_number, has_device, vector_budget, vectors_of,
-    vectors_wanted,
+    VECTORS_PER_CPU, find_device, function_number, has_device, is_unprotected, vector_budget,
+    vectors_of, vectors_wanted,
 };
 pub use machine::{check_system, system_faults};
 pub use memory::{flags_are_sound, memory_end, regions_overlap, root_region_is_sound};
@@ -97,6 +97,13 @@ impl<'a> Machine<'a> {
     pub fn description(&self) -> Option<SystemView<'a>> {
         self.system.filter(SystemView::describes_machine)
     }
+
+    /// Whether an IOMMU that the hypervisor drives keeps the PCI function in its cell's memory. The hypervisor drives none
+    /// yet.
+    #[must_use]
+    pub fn confines(&self, _device: &AssignedDevice) -> bool {
+        false
+    }
 }
 
 /// Whether all memory must have its place in the machine already.
@@ -139,7 +146,7 @@ impl Holding {
             segment: 0,
             function: 0,
             vectors: 0,
-            reserved: 0,
+            flags: 0,
         }),
         ports: Kept::none(PortRange { first: 0, count: 0 }),
     };

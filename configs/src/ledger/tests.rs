@@ -3,8 +3,9 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use gaol_abi::config::{
-    MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE, MEMORY_LOADABLE, MEMORY_READ,
-    MEMORY_ROOT_SHARED, MEMORY_WRITE, MSR_PER_CPU, MSR_READ, MSR_WRITE, MemoryRegion,
+    DEVICE_NO_MASTER, MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE,
+    MEMORY_LOADABLE, MEMORY_READ, MEMORY_ROOT_SHARED, MEMORY_WRITE, MSR_PER_CPU, MSR_READ,
+    MSR_WRITE, MemoryRegion,
 };
 
 use super::*;
@@ -404,7 +405,7 @@ fn any_hardware() -> impl Strategy<Value = Cell> {
                 segment: 0,
                 function,
                 vectors: 1,
-                reserved: 0,
+                flags: DEVICE_NO_MASTER,
             })
             .collect(),
         interrupts: lines

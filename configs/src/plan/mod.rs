@@ -10,7 +10,9 @@ mod processors;
 #[cfg(test)]
 mod tests;
 
+use gaol_abi::outcome::Reason;
 use gaol_machine::Machine;
+use gaol_machine::pci::Function;
 
 use crate::check::{any_machine, report as check};
 use crate::compile::Cell;
@@ -36,6 +38,8 @@ pub struct Request {
     pub memory: u64,
     /// PCI functions, each by address ("00:03.0") or by id ("8086:100e").
     pub devices: Vec<String>,
+    /// Whether they may do DMA where no IOMMU keeps them in the cell's memory.
+    pub unprotected_dma: bool,
     /// Bytes of memory that it shares with the root cell; none when 0.
     pub shared_with_root: u64,
     /// Name and bytes of the file that is loaded into it.
@@ -128,6 +132,10 @@ pub fn plan(machine: &Machine, created: &Created, request: &Request) -> Result<P
     text.line(&format!("cpus = [{}]", list.join(", ")));
     text.comment("It prints on the hypervisor's console.");
     text.line("console = true");
+    if request.unprotected_dma {
+        text.comment("Where no IOMMU is in front of its functions, their DMA reaches all memory of the machine.");
+        text.line("unprotected-dma = true");
+    }
     for function in &devices.functions {
         text.table("[[devices]]");
         text.comment(&devices::describe(function));
@@ -140,6 +148,16 @@ pub fn plan(machine: &Machine, created: &Created, request: &Request) -> Result<P
     let cell = Cell::from_toml_on(&file, &toml, &created.system)
         .map_err(|problem| Refused::Configuration(vec![problem]))?;
     let report = check(any_machine(), &created.system, std::slice::from_ref(&cell));
+    let mut reasons = report.problems.iter().map(Problem::reason);
+    if !report.problems.is_empty() && reasons.all(|reason| reason == Reason::UnprotectedDma) {
+        return Err(refused(
+            format!(
+                "no IOMMU keeps {} in the memory of the cell",
+                names(&devices.functions)
+            ),
+            "Plan with --unprotected-dma if you trust the cell with the whole machine.",
+        ));
+    }
     if !report.problems.is_empty() {
         return Err(Refused::Configuration(report.problems));
     }
@@ -153,6 +171,15 @@ pub fn plan(machine: &Machine, created: &Created, request: &Request) -> Result<P
         choices,
         warnings: report.warnings,
     })
+}
+
+/// Addresses of functions, for people.
+fn names(functions: &[&Function]) -> String {
+    let names: Vec<String> = functions
+        .iter()
+        .map(|function| function.address.to_string())
+        .collect();
+    names.join(", ")
 }
 
 fn hypervisor(created: &Created) -> Choice {

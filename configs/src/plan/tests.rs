@@ -12,6 +12,7 @@ fn request() -> Request {
         cpus: 1,
         memory: 64 << 20,
         devices: Vec::new(),
+        unprotected_dma: false,
         shared_with_root: 0,
         image: None,
     }
@@ -28,6 +29,7 @@ fn cpus(machine: &Machine, count: u32, devices: &[&str]) -> (Vec<u32>, String) {
         &Request {
             cpus: count,
             devices: devices.iter().map(|it| (*it).to_owned()).collect(),
+            unprotected_dma: true,
             ..request()
         },
     );
@@ -206,6 +208,7 @@ fn groups_go_as_a_whole() {
     }
     let wanted = |devices: &[&str]| Request {
         devices: devices.iter().map(|it| (*it).to_owned()).collect(),
+        unprotected_dma: true,
         ..request()
     };
     let refused = planned(&machine, &wanted(&["01:00.0"])).unwrap_err();

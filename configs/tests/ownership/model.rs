@@ -137,6 +137,7 @@ pub struct Cell {
     pub interrupts: Vec<u32>,
     /// Function and number of vectors.
     pub devices: Vec<(u16, u16)>,
+    pub unprotected_dma: bool,
     pub l3_ways: Vec<u32>,
     /// Register and the keys behind it.
     pub msrs: Vec<(u32, &'static str)>,
@@ -375,6 +376,7 @@ impl Whole {
                     .iter()
                     .map(|function| (function.function, cell.vectors))
                     .collect(),
+                unprotected_dma: true,
                 l3_ways: vec![2 * number, 2 * number + 1],
                 msrs: own_msrs.chain(shared_msrs).collect(),
             }
@@ -390,6 +392,7 @@ impl Cell {
     pub fn toml(&self) -> String {
         let mut text = format!("name = \"{}\"\ncpus = {:?}\n", self.name, self.cpus);
         let _ = writeln!(text, "reset-address = {:#x}", self.reset_address);
+        let _ = writeln!(text, "unprotected-dma = {}", self.unprotected_dma);
         let _ = writeln!(text, "interrupts = {:?}\nports = [", self.interrupts);
         for (first, count) in &self.ports {
             let _ = writeln!(text, "  {{ first = {first:#x}, count = {count} }},");

@@ -228,6 +228,11 @@ mutations! {
         whole.cells[choice.taker].devices.push((0, 1));
         Some(Reason::DeviceIsBridge)
     };
+    /// Functions that no IOMMU holds, and a cell that does not say that it accepts that.
+    functions_that_reach_all = |whole, choice| {
+        whole.cells[choice.taker].unprotected_dma = false;
+        (!whole.cells[choice.taker].devices.is_empty()).then_some(Reason::UnprotectedDma)
+    };
     /// The root cell's function in a group with the cell's.
     group_with_the_root_cell = |whole, choice| {
         whole.machine.functions.last_mut()?.group = choice.taker as u16 + 1;

@@ -7,10 +7,14 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use gaol_abi::communication::{
-    CellState, CommunicationRegion, Console, FLAG_DEBUG_PUTC_ACTIVE, FLAG_DEBUG_PUTC_PERMITTED,
-    HEARTBEAT_OFFSET, Message, REVISION, Reply, SIGNATURE,
+    CellState, CommunicationRegion, Console, DMA_OFFSET, DMA_UNPROTECTED, DmaHeader, DmaRange,
+    FLAG_DEBUG_PUTC_ACTIVE, FLAG_DEBUG_PUTC_PERMITTED, HEARTBEAT_OFFSET, Message, REVISION, Reply,
+    SIGNATURE,
 };
 
+use gaol_abi::config::{MEMORY_DMA, MemoryRegion};
+
+use crate::device::pci::function::Mastering;
 use crate::memory::address::HostPhysical;
 use crate::region;
 
@@ -35,6 +39,8 @@ pub struct Facts {
     pub console: bool,
     /// Address of PCI configuration space in memory, 0: none.
     pub pci_configuration: u64,
+    /// How PCI functions of the cell find its memory; `None`: none of them may be bus master.
+    pub dma: Option<Mastering>,
 }
 
 impl Communication {
@@ -56,8 +62,8 @@ impl Communication {
         unsafe { AtomicU32::from_ptr(at as *mut u32) }
     }
 
-    /// Clears the region and fills it for a start.
-    pub fn start(&self, facts: &Facts) {
+    /// Clears the region and fills it for a start of the cell with these regions.
+    pub fn start<'r>(&self, facts: &Facts, regions: impl Iterator<Item = &'r MemoryRegion>) {
         region::fill_frame(self.frame, 0);
         let flags = if facts.console {
             FLAG_DEBUG_PUTC_PERMITTED | FLAG_DEBUG_PUTC_ACTIVE
@@ -91,6 +97,39 @@ impl Communication {
         unsafe {
             (region::address_of(self.frame) as *mut CommunicationRegion).write_volatile(content)
         };
+        if let Some(dma) = facts.dma {
+            self.tell_dma(dma, regions.filter(|region| region.flags & MEMORY_DMA != 0));
+        }
+    }
+
+    /// Tells where PCI functions of the cell find its memory. The cell does not run.
+    fn tell_dma<'r>(&self, dma: Mastering, regions: impl Iterator<Item = &'r MemoryRegion>) {
+        let first = DMA_OFFSET.wrapping_add(size_of::<DmaHeader>());
+        let places = (first..4096).step_by(size_of::<DmaRange>());
+        let mut count = 0u32;
+        let is_unprotected = dma == Mastering::Unprotected;
+        for (offset, region) in places.zip(regions) {
+            let device = if is_unprotected {
+                region.physical
+            } else {
+                region.guest
+            };
+            self.tell(offset, region.guest);
+            self.tell(offset.wrapping_add(8), device);
+            self.tell(offset.wrapping_add(16), region.size);
+            count = count.wrapping_add(1);
+        }
+        let flags = if is_unprotected { DMA_UNPROTECTED } else { 0 };
+        self.tell(DMA_OFFSET, u64::from(count) | u64::from(flags) << 32);
+    }
+
+    fn tell(&self, offset: usize, value: u64) {
+        for (at, half) in [
+            (offset, value as u32),
+            (offset.wrapping_add(4), (value >> 32) as u32),
+        ] {
+            self.word(at).store(half, Ordering::Relaxed);
+        }
     }
 
     /// The state that the cell claims to be in.

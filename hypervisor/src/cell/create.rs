@@ -205,6 +205,7 @@ pub fn create(cpu: &PerCpu, address: u64, force: bool) -> Result<i64, Failure> {
     core::mem::swap(slot, draft);
     settle(machinery);
     public::clear_watchdog(id.0);
+    devices::tell(id.0);
     public::set_cells(ledger.cell_count() as u64);
     lifecycle::announce_change(cells);
     Ok(i64::from(id.0))

@@ -4,7 +4,8 @@
 //! absent, whatever way it takes; between these the hypervisor alone decides on what they are told.
 
 use gaol_abi::config::{
-    AssignedDevice, DEFAULT_DEVICE_VECTORS, MEMORY_DEVICE, MEMORY_READ, MEMORY_WRITE, MemoryRegion,
+    AssignedDevice, DEFAULT_DEVICE_VECTORS, DEVICE_NO_MASTER, MEMORY_DEVICE, MEMORY_READ,
+    MEMORY_WRITE, MemoryRegion,
 };
 use gaol_abi::hypercall::Errno;
 use gaol_abi::outcome::Reason;
@@ -15,7 +16,7 @@ use super::moderated::{self, Moderated, Table, What};
 use super::{Cell, Phase, carve, parts};
 use crate::cpu::PerCpu;
 use crate::device::pci::assigned::{self, Slot};
-use crate::device::pci::function::{Decoded, Terms};
+use crate::device::pci::function::{Decoded, Mastering, Terms};
 use crate::device::pci::handover::{Clock, Fault, Progress};
 use crate::device::pci::hardware::{self, Access};
 use crate::device::pci::msix::MOST_VECTORS;
@@ -27,6 +28,7 @@ use crate::memory::page_table::{Flush, TableMemory};
 use crate::processor::time_stamp;
 use crate::region::{self, LinearTables};
 use crate::system::{self, Machinery, PoolTables, map_failure, zeroed_frame};
+use crate::trace::{console, public};
 use crate::virt::PortMap;
 
 const PAGE: u64 = 4096;
@@ -91,6 +93,7 @@ fn claim_one(
             given => given,
         },
         has_lines: !view.interrupts().is_empty(),
+        mastering: mastering(machinery, view, device)?,
     };
     static STORES: LinearTables = LinearTables;
     let access = &mut Access::new(cpu.windows);
@@ -99,6 +102,63 @@ fn claim_one(
     check_description(machinery, &function)?;
     *slot.lock() = Some(function);
     Ok(())
+}
+
+/// Whether the function may be bus master. The ledger has refused what is not accepted; this looks again.
+fn mastering(
+    machinery: &Machinery,
+    view: &CellView<'_>,
+    device: &AssignedDevice,
+) -> Result<Mastering, Failure> {
+    if device.flags & DEVICE_NO_MASTER != 0 {
+        return Ok(Mastering::Never);
+    }
+    if machinery.machine.confines(device) {
+        return Ok(Mastering::Confined);
+    }
+    let number = function_number(device.segment, device.function);
+    if view.accepts_unprotected_dma() {
+        return Ok(Mastering::Unprotected);
+    }
+    Err(Failure::configuration(Reason::UnprotectedDma, number))
+}
+
+/// Says on the console and in the public pages which functions of the new cell no IOMMU holds.
+pub fn tell(id: u32) {
+    let mut has_any = false;
+    for slot in assigned::of_cell(id) {
+        let guard = slot.lock();
+        let unprotected = guard
+            .iter()
+            .find(|function| function.mastering() == Mastering::Unprotected);
+        if let Some(function) = unprotected {
+            has_any = true;
+            console::line()
+                .text("WARNING: cell ")
+                .number(id.into())
+                .text(" reaches all memory of the machine by DMA of PCI function ")
+                .hexadecimal(function.id().number().into())
+                .end();
+        }
+    }
+    public::set_unprotected(id, has_any);
+}
+
+/// How PCI functions of the cell find its memory; `None`: none of them may be bus master. Where one of them has no IOMMU
+/// in front of it, all of them use the machine's addresses.
+#[must_use]
+pub fn dma(id: u32) -> Option<Mastering> {
+    let all = assigned::of_cell(id).filter_map(|slot| {
+        let guard = slot.lock();
+        guard.as_ref().map(Function::mastering)
+    });
+    all.fold(None, |found, one| match (found, one) {
+        (_, Mastering::Unprotected) | (Some(Mastering::Unprotected), _) => {
+            Some(Mastering::Unprotected)
+        }
+        (found, Mastering::Never) => found,
+        (_, Mastering::Confined) => Some(Mastering::Confined),
+    })
 }
 
 /// What the ledger has checked are the addresses of the description; these must be the function's.
@@ -335,7 +395,7 @@ pub fn advance(cpu: &PerCpu, id: u32) -> Result<bool, Failure> {
     Ok(is_more)
 }
 
-/// The cell has stopped: its functions do so as well. Of a cell that ends, they begin to go back.
+/// The cell has stopped: its functions do so as well, and are reset. Of a cell that ends, they begin to go back.
 pub fn rest(cpu: &PerCpu, id: u32, phase: Phase) {
     let access = &mut Access::new(cpu.windows);
     for slot in assigned::of_cell(id) {
@@ -347,6 +407,16 @@ pub fn rest(cpu: &PerCpu, id: u32, phase: Phase) {
             }
         }
     }
+}
+
+/// Whether a function of the cell is on its way.
+pub fn are_busy(id: u32) -> bool {
+    assigned::of_cell(id).any(|slot| slot.lock().as_ref().is_some_and(Function::is_busy))
+}
+
+/// Whether no function of the cell, which does not run, can reach memory any more.
+pub fn are_quiet(id: u32) -> bool {
+    assigned::of_cell(id).all(|slot| slot.lock().as_ref().is_none_or(Function::is_quiet))
 }
 
 /// Whether all functions of the cell are as the root had them.

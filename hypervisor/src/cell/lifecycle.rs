@@ -155,10 +155,17 @@ pub fn set_loadable(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> 
     } = &mut *guard;
     let machinery = machinery.as_mut().ok_or(AGAIN)?;
     let cell = cell_of(cells, id)?;
+    let ran = cell.phase == Phase::Running;
     stop(cpu, id, cell, force)?;
-    devices::rest(cpu, id as u32, Phase::Stopped);
+    if ran {
+        devices::rest(cpu, id as u32, Phase::Stopped);
+    }
     if cell.phase != Phase::Stopped {
         return Err(Failure::caller(Errno::Busy, Reason::NotScrubbed, 0));
+    }
+    // Nothing is loaded as long as a function may still write.
+    if devices::are_busy(id as u32) {
+        return Err(AGAIN);
     }
     if cell.loadable {
         return Ok(0);
@@ -214,14 +221,16 @@ pub fn start(cpu: &PerCpu, id: u64) -> Result<i64, Failure> {
     })?;
     end_loading(cpu, machinery, cell)?;
     if let Some(communication) = &cell.communication {
-        communication.start(&Facts {
+        let facts = Facts {
             cpus: cell.cpus.len() as u16,
             tsc_khz: parameters::tsc_khz(),
             apic_khz: events::measured_apic_khz(),
             pm_timer_port: parameters::pm_timer_port() as u16,
             console: cell.console,
             pci_configuration: devices::configuration_base(id as u32),
-        });
+            dma: devices::dma(id as u32),
+        };
+        communication.start(&facts, cell.regions());
     }
     cell.asked = None;
     cell.phase = Phase::Running;
@@ -384,6 +393,7 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     dismantle(machinery, draft);
     settle(machinery);
     public::set_cells(ledger.cell_count() as u64);
+    public::set_unprotected(id as u32, false);
     announce_change(cells);
     Ok(0)
 }
@@ -437,18 +447,24 @@ fn next_piece(cell: &mut Cell) -> Option<(HostPhysical, u64)> {
     None
 }
 
-/// Hypercall 0x101: clears the next piece. Returns 0 when nothing is left, else 1.
+/// Hypercall 0x101: goes on with the hand-over of functions, then clears the next piece. Returns 0 when nothing is left,
+/// else 1.
 pub fn scrub(cpu: &PerCpu, id: u64) -> Result<i64, Failure> {
     let mut guard = system::try_manage()?;
     let cell = look_for_others(&mut guard.cells, id)?;
-    if cell.phase != Phase::Fresh && cell.phase != Phase::Dying {
+    if cell.phase == Phase::Running {
         return Ok(0);
     }
-    if let Some((at, bytes)) = next_piece(cell) {
+    let are_devices_busy = devices::advance(cpu, id as u32)?;
+    if cell.phase == Phase::Stopped {
+        return Ok(i64::from(are_devices_busy));
+    }
+    // What a function could still write to is not cleared yet.
+    let is_quiet = devices::are_quiet(id as u32);
+    if is_quiet && let Some((at, bytes)) = next_piece(cell) {
         cpu.windows.clear(at, bytes);
         cell.scrub.offset = cell.scrub.offset.wrapping_add(bytes);
     }
-    let are_devices_busy = devices::advance(cpu, id as u32)?;
     if next_piece(cell).is_some() || are_devices_busy {
         return Ok(1);
     }

@@ -218,6 +218,21 @@ pub fn record_expiry(cell: u32, heartbeat: u64, time: u64) {
     }
 }
 
+/// Keeps whether a PCI function of the cell has no IOMMU in front of it.
+pub fn set_unprotected(cell: u32, is_unprotected: bool) {
+    let at = page(offset_of!(SystemPublic, unprotected_cells) as u64) as *mut u64;
+    let bit = 1u64.checked_shl(cell).unwrap_or(0);
+    // SAFETY: an aligned word of the first public page, written under the management lock; the root only reads.
+    unsafe {
+        let old = at.read_volatile();
+        at.write_volatile(if is_unprotected {
+            old | bit
+        } else {
+            old & !bit
+        });
+    }
+}
+
 /// Keeps how the root has failed; its count goes up. Of two CPUs that fail at the same moment one is kept.
 pub fn record_root_failure(failure: &RootFailure) {
     let at = page(offset_of!(SystemPublic, root_failure) as u64) as *mut RootFailure;

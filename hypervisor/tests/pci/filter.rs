@@ -1,5 +1,6 @@
 //! The tests.
 
+use gaol_hypervisor::device::pci::function::Mastering;
 use gaol_hypervisor::device::pci::handover::Fault;
 use gaol_machine::source::Source;
 use proptest::prelude::*;
@@ -146,6 +147,27 @@ fn what_others_could_feel_is_not_there_for_the_cell() {
 }
 
 #[test]
+fn a_function_becomes_bus_master_where_it_may_and_only_while_its_cell_runs() {
+    for mastering in [Mastering::Confined, Mastering::Unprotected] {
+        let store = store();
+        let shape = Shape::FULL;
+        let device = Device::new(shape).set_up();
+        let before = device.clone();
+        let mut harness = Harness::of_cell_with(device, Some(shape), &store, mastering).unwrap();
+        assert_eq!(harness.device().config[4] & 4, 0);
+        harness.write(4, 2, 7);
+        assert_eq!(harness.read(4, 2), 7);
+        assert_eq!(harness.device().config[4], 7);
+        // The cell stops: so does the function, and the next start finds it off.
+        harness.rest();
+        assert_eq!(harness.read(4, 2) & 7, 0);
+        harness.write(4, 2, 6);
+        assert_eq!(harness.device().config[4], 6);
+        harness.give_back(&before);
+    }
+}
+
+#[test]
 fn a_function_without_an_address_does_not_answer() {
     let store = store();
     let mut device = Device::new(Shape::FULL).set_up();
@@ -188,8 +210,7 @@ fn messages_are_sent_when_they_are_right() {
         assert_eq!(harness.device().messages(), sent);
         assert_eq!(harness.read(msi + 2, 2) & 0x7f, 0x37);
         // The cell's function rests with the cell.
-        harness.machine.watch = None;
-        harness.function.rest(&mut harness.machine);
+        harness.rest();
         assert_eq!(harness.device().messages(), []);
         assert_eq!(harness.read(msi + 4, 4), 0);
     }

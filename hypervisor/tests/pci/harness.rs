@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use gaol_hypervisor::device::pci::function::Terms;
+use gaol_hypervisor::device::pci::function::{Mastering, Terms};
 use gaol_hypervisor::device::pci::handover::{Clock, Fault, Progress};
 use gaol_hypervisor::device::pci::msix::{Refused, Store};
 use gaol_hypervisor::device::pci::{Function, FunctionId};
@@ -77,10 +77,19 @@ fn changeable(shape: Option<Shape>) -> Vec<u8> {
 impl<'s> Harness<'s> {
     /// The function is about to change hands.
     pub fn inspected(device: Device, store: &'s Store) -> Result<Self, Fault> {
+        Self::inspected_with(device, store, Mastering::Never)
+    }
+
+    fn inspected_with(
+        device: Device,
+        store: &'s Store,
+        mastering: Mastering,
+    ) -> Result<Self, Fault> {
         let mut machine = Machine::new(ID, device);
         let terms = Terms {
             vectors: 32,
             has_lines: true,
+            mastering,
         };
         let function = Function::inspect(&mut machine, ID, terms, store)?;
         Ok(Self {
@@ -92,14 +101,28 @@ impl<'s> Harness<'s> {
 
     /// The cell has the function; from now on each write is looked at.
     pub fn of_cell(device: Device, shape: Option<Shape>, store: &'s Store) -> Result<Self, Fault> {
-        let mut harness = Self::inspected(device, store)?;
+        Self::of_cell_with(device, shape, store, Mastering::Never)
+    }
+
+    /// The same of a function that the cell may make bus master, or not.
+    pub fn of_cell_with(
+        device: Device,
+        shape: Option<Shape>,
+        store: &'s Store,
+        mastering: Mastering,
+    ) -> Result<Self, Fault> {
+        let mut harness = Self::inspected_with(device, store, mastering)?;
         harness.function.take(&mut harness.machine)?;
         harness.run()?;
         let before = harness.device().config.clone();
-        let mask = changeable(shape);
+        let mut mask = changeable(shape);
+        let may_master = mastering != Mastering::Never;
+        if may_master {
+            mask[4] |= 4;
+        }
         let look = move |device: &Device| {
             check_messages(device);
-            assert_eq!(device.config[4] & 4, 0, "bus master");
+            assert!(may_master || device.config[4] & 4 == 0, "bus master");
             let bytes = device.config.iter().zip(&before).zip(&mask);
             for (at, ((now, before), mask)) in bytes.enumerate() {
                 assert_eq!((now ^ before) & !mask, 0, "byte {at:#x} has changed");
@@ -132,6 +155,17 @@ impl<'s> Harness<'s> {
             }
         }
         panic!("the hand-over has no end: {:?}", self.function);
+    }
+
+    /// The cell stops: the function is off at once, and like new at the end.
+    pub fn rest(&mut self) {
+        let watch = self.machine.watch.take();
+        self.function.rest(&mut self.machine);
+        assert_eq!(self.device().config[4] & 7, 0);
+        assert!(!self.function.is_quiet() && self.function.is_busy());
+        self.run().unwrap();
+        assert!(self.function.is_quiet() && !self.function.is_busy());
+        self.machine.watch = watch;
     }
 
     pub fn read(&mut self, offset: u16, width: u8) -> u64 {

@@ -39,6 +39,10 @@ pub(super) const GROUP: Group = Group {
             name: "a-function-with-a-driver-is-refused",
             run: bound,
         },
+        Check {
+            name: "dma-that-nothing-holds-needs-leave",
+            run: unprotected,
+        },
     ],
 };
 
@@ -100,16 +104,21 @@ fn configuration(context: &mut Context, card: &Card) -> Result<Vec<u8>> {
         .collect()
 }
 
-/// The file of a cell with the card.
+/// The file of a cell with the card, which never becomes bus master.
 fn write_cell(context: &mut Context, card: &Card) -> Result<()> {
+    write_cell_with(context, card, "", "bus-master = false")
+}
+
+/// The same with these keys for the cell and for the card.
+fn write_cell_with(context: &mut Context, card: &Card, keys: &str, of_card: &str) -> Result<()> {
     let (memory, size) = card.memory;
     let (first, count) = card.ports;
     let text = format!(
-        "name = \"owner\"\ncpus = [2]\nconsole = true\nports = [{{ first = {first:#x}, count = {count} }}]\n\n\
+        "name = \"owner\"\ncpus = [2]\nconsole = true\n{keys}\nports = [{{ first = {first:#x}, count = {count} }}]\n\n\
          [[memory]]\nname = \"ram\"\nat = 0x0\nsize = \"1 MiB\"\naccess = \"rwx\"\nloadable = true\n\n\
          [[memory]]\nname = \"communication\"\nkind = \"communication\"\nat = 0x100000\n\n\
          [[memory]]\nname = \"registers\"\nkind = \"device\"\nat = {REGISTERS:#x}\nphysical = {memory:#x}\nsize = {size}\n\n\
-         [[devices]]\naddress = \"{}\"\n",
+         [[devices]]\naddress = \"{}\"\n{of_card}\n",
         card.address
     );
     context
@@ -120,6 +129,10 @@ fn write_cell(context: &mut Context, card: &Card) -> Result<()> {
 /// Runs the cell to its end; returns what it has said.
 fn run(context: &mut Context, card: &Card) -> Result<String> {
     write_cell(context, card)?;
+    run_written(context, card)
+}
+
+fn run_written(context: &mut Context, card: &Card) -> Result<String> {
     let (ports, _) = card.ports;
     context.start_cell_with(
         "owner",
@@ -295,5 +308,73 @@ fn bound(context: &mut Context) -> Result<()> {
     ))?;
     context.machine.gaol("cell create owner.toml")?;
     context.machine.gaol("cell destroy owner --force")?;
+    context.machine.linux_is_well(CPUS)
+}
+
+/// There is no IOMMU on the machine: command and hypervisor refuse the cell, unless it says that it accepts that, and then
+/// it is warned of, and the card becomes bus master.
+fn unprotected(context: &mut Context) -> Result<()> {
+    let card = card(context)?;
+    for keys in ["", "unprotected-dma = false"] {
+        write_cell_with(context, &card, keys, "")?;
+        // Unchecked, only the hypervisor looks.
+        for flags in ["", "--unchecked"] {
+            let output = context
+                .machine
+                .run(&format!("gaol cell create owner.toml {flags}"))?;
+            ensure!(output.status == 1, "it was not refused: {}", output.stdout);
+            for words in [
+                "no IOMMU keeps",
+                card.address.as_str(),
+                "`unprotected-dma = true`",
+            ] {
+                let text = output
+                    .stdout
+                    .split_whitespace()
+                    .collect::<Vec<_>>()
+                    .join(" ");
+                ensure!(text.contains(words), "`{words}` is missing: {text}");
+            }
+        }
+    }
+    let before = configuration(context, &card)?;
+    write_cell_with(context, &card, "unprotected-dma = true", "")?;
+    let output = context.machine.run("gaol cell create owner.toml")?;
+    ensure!(output.status == 0, "{}", output.stdout);
+    let text = output
+        .stdout
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    ensure!(
+        text.contains("warning: cell \"owner\" can read and write all memory"),
+        "it was not warned of: {text}"
+    );
+    let list = context.machine.gaol("cell list")?;
+    let is_told = list["cells"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|cell| cell["name"] == "owner" && cell["unprotected_dma"] == true);
+    ensure!(is_told, "{list}");
+    let console = context.machine.check("gaol console")?;
+    ensure!(console.contains("WARNING: cell "), "{console}");
+    context.machine.gaol("cell destroy owner")?;
+    let said = run_written(context, &card)?;
+    for value in ["0004", "ffff", "0147"] {
+        let command = number(&said, &format!("command {value} is"))?;
+        ensure!(command & 0x4 != 0, "it can't be bus master: {said}");
+        ensure!(command & 0x140 == 0, "it reports errors: {said}");
+    }
+    context.machine.gaol("cell shutdown owner --force")?;
+    context.machine.gaol("cell destroy owner --force")?;
+    same(&before, &configuration(context, &card)?)?;
+    let list = context.machine.gaol("cell list")?;
+    ensure!(
+        list["cells"]
+            .as_array()
+            .is_some_and(|cells| cells.len() == 1),
+        "{list}"
+    );
     context.machine.linux_is_well(CPUS)
 }

@@ -13,10 +13,6 @@ use super::msix::{self, MsiX, Store};
 use super::space::{Config, EXTENDED_SIZE, FunctionId, Hardware, STANDARD_SIZE, Written, pieces};
 use crate::memory::address::HostPhysical;
 
-/// Whether functions of cells may be bus masters: not as long as no IOMMU keeps them in the memory of their cell. Without
-/// it a function neither reads nor writes memory, nor sends interrupt messages.
-pub const CELLS_MAY_MASTER: bool = false;
-
 /// Base address registers of a function.
 pub const BARS: usize = 6;
 
@@ -132,6 +128,7 @@ pub struct Function<'s> {
     extended: Extended,
     pub(super) msi: Option<Msi>,
     pub(super) msix: Option<MsiX>,
+    mastering: Mastering,
     /// The cell has interrupt lines, so the function may use its own.
     may_use_line: bool,
     /// What the cell has switched on in the command register.
@@ -150,6 +147,19 @@ pub struct Terms {
     pub vectors: u16,
     /// The cell has interrupt lines.
     pub has_lines: bool,
+    /// Whether the cell may make it bus master.
+    pub mastering: Mastering,
+}
+
+/// Whether a function of a cell may start accesses: read and write memory, and send interrupt messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mastering {
+    /// Never.
+    Never,
+    /// An IOMMU keeps it in the memory of the cell.
+    Confined,
+    /// It may reach all of the machine, and the configuration accepts that.
+    Unprotected,
 }
 
 impl<'s> Function<'s> {
@@ -189,6 +199,7 @@ impl<'s> Function<'s> {
             },
             msi,
             msix,
+            mastering: terms.mastering,
             may_use_line: terms.has_lines,
             command: 0,
             cache_line: 0,
@@ -203,6 +214,12 @@ impl<'s> Function<'s> {
     #[must_use]
     pub const fn id(&self) -> FunctionId {
         self.id
+    }
+
+    /// Whether the cell may make it bus master.
+    #[must_use]
+    pub const fn mastering(&self) -> Mastering {
+        self.mastering
     }
 
     /// What its base address registers decode, as long as the cell has it. Of those without an address, nothing.
@@ -370,7 +387,7 @@ impl<'s> Function<'s> {
         if wide.into_iter().any(is_open) {
             mask &= !MEMORY;
         }
-        if CELLS_MAY_MASTER {
+        if self.mastering != Mastering::Never {
             mask |= MASTER;
         }
         if self.may_use_line {

@@ -169,12 +169,33 @@ impl Function<'_> {
         }
     }
 
-    /// The cell has stopped: so does the function.
+    /// The cell has stopped: so does the function, and is reset as for a new cell. Nothing that was going on in it reaches
+    /// what is loaded next.
     pub fn rest<H: Hardware + ?Sized>(&mut self, hardware: &mut H) {
         if self.stage == Stage::Cells {
             self.stop(hardware);
             self.clear();
+            let power = self.power_up(hardware);
+            self.stage = Stage::ToCell(power);
         }
+    }
+
+    /// Whether nothing that was going on in the function can reach memory any more, as long as its cell does not run: it was
+    /// stopped, and has had its answers and its reset.
+    #[must_use]
+    pub const fn is_quiet(&self) -> bool {
+        match self.stage {
+            Stage::Inspected | Stage::Cells | Stage::Roots => true,
+            Stage::ToCell(step) | Stage::ToRoot(step) => {
+                matches!(step, Step::Restore | Step::Table(_))
+            }
+        }
+    }
+
+    /// Whether a hand-over is under way.
+    #[must_use]
+    pub const fn is_busy(&self) -> bool {
+        matches!(self.stage, Stage::ToCell(_) | Stage::ToRoot(_))
     }
 
     /// Puts the root's settings back at once, whatever the function does.
