@@ -386,13 +386,16 @@ static long create_in_hypervisor(const struct gaol_cell *cell,
 /* Takes back what the cell had, when the hypervisor has forgotten it. */
 static int bury(struct gaol_cell *cell, struct gaol_outcome *outcome)
 {
-	int error;
+	int error, result;
 
 	gaol_watchdog_stop(cell);
 	cell->gone = true;
 	strike_out(cell);
 	gaol_sysfs_remove_cell(cell);
-	error = return_cpus(cell, outcome);
+	error = gaol_functions_return(cell, outcome);
+	result = return_cpus(cell, outcome);
+	if (result)
+		error = result;
 	gaol_regions_drop(cell);
 	kobject_put(&cell->kobj);
 	return error;
@@ -452,6 +455,9 @@ int gaol_cell_create(struct gaol_cell_create_request *request,
 		error = gaol_regions_provide(cell, header, request, holder);
 	if (error)
 		goto memory;
+	error = gaol_functions_take(cell, header, outcome);
+	if (error)
+		goto functions;
 	error = take_cpus(cell, outcome);
 	if (error)
 		goto cpus;
@@ -467,6 +473,8 @@ int gaol_cell_create(struct gaol_cell_create_request *request,
 
 cpus:
 	return_cpus(cell, &ignored);
+functions:
+	gaol_functions_return(cell, &ignored);
 memory:
 	gaol_regions_drop(cell);
 	kobject_put(&cell->kobj);

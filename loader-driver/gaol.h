@@ -221,6 +221,15 @@ int gaol_mmap(struct file *file, struct vm_area_struct *vma);
 int gaol_regions_write(struct gaol_cell *cell, u64 target, const void *bytes,
 		       u64 size);
 
+/* pci.c */
+int gaol_functions_take(struct gaol_cell *cell,
+			const struct gaol_cell_header *header,
+			struct gaol_outcome *outcome);
+int gaol_functions_return(struct gaol_cell *cell, struct gaol_outcome *outcome);
+size_t gaol_functions_tell(char *buffer, size_t size);
+int gaol_functions_init(void);
+void gaol_functions_exit(void);
+
 /* watchdog.c */
 void gaol_watchdog_init(struct gaol_cell *cell,
 			const struct gaol_cell_header *header);

@@ -383,6 +383,7 @@ static void __exit gaol_exit(void)
 	unregister_reboot_notifier(&reboot_notifier);
 	unregister_pm_notifier(&sleep_notifier);
 	cpuhp_remove_state_nocalls(hotplug_state);
+	gaol_functions_exit();
 	gaol_blocks_exit();
 	gaol_sysfs_exit();
 	gaol_console_exit();
@@ -418,11 +419,16 @@ static int __init gaol_init(void)
 	error = gaol_blocks_init();
 	if (error)
 		goto panic;
-	error = misc_register(&device);
+	error = gaol_functions_init();
 	if (error)
 		goto blocks;
+	error = misc_register(&device);
+	if (error)
+		goto functions;
 	return 0;
 
+functions:
+	gaol_functions_exit();
 blocks:
 	gaol_blocks_exit();
 panic:

@@ -514,12 +514,20 @@ static ssize_t console_show(struct device *device,
 	return gaol_console_tail(buffer, PAGE_SIZE - 1);
 }
 
+static ssize_t pci_functions_show(struct device *device,
+				  struct device_attribute *attribute,
+				  char *buffer)
+{
+	return gaol_functions_tell(buffer, PAGE_SIZE);
+}
+
 static DEVICE_ATTR_RO(enabled);
 static DEVICE_ATTR_RO(abi_revision);
 static DEVICE_ATTR_RO(mem_pool_size);
 static DEVICE_ATTR_RO(mem_pool_used);
 static DEVICE_ATTR_RO(remap_pool_size);
 static DEVICE_ATTR_RO(remap_pool_used);
+static DEVICE_ATTR_RO(pci_functions);
 /* So is what the hypervisor says. */
 static DEVICE_ATTR(region, 0400, region_show, NULL);
 static DEVICE_ATTR(console, 0400, console_show, NULL);
@@ -531,6 +539,7 @@ static struct attribute *module_attributes[] = {
 	&dev_attr_mem_pool_used.attr,
 	&dev_attr_remap_pool_size.attr,
 	&dev_attr_remap_pool_used.attr,
+	&dev_attr_pci_functions.attr,
 	&dev_attr_region.attr,
 	&dev_attr_console.attr,
 	NULL,

@@ -445,8 +445,12 @@ fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
             "The kernel's log says why (dmesg): it may be in use, for the root file system for instance.",
         ),
         Reason::DeviceGone => words(
-            format!("PCI function {function} is not there any more"),
-            "Look at the hardware, and let Linux find it again: echo 1 > /sys/bus/pci/rescan",
+            format!(
+                "PCI function {function} did not come back from the cell, so no driver of Linux' gets it"
+            ),
+            format!(
+                "Look at the hardware, and let Linux find it again: echo 1 > /sys/bus/pci/devices/{function}/remove; echo 1 > /sys/bus/pci/rescan"
+            ),
         ),
         Reason::DeviceGroupSplit => words(
             format!(
