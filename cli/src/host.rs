@@ -26,6 +26,8 @@ const SAVED_SYSTEM: &str = "/run/gaol/system.toml";
 
 /// Linux' interrupts and who uses them.
 const INTERRUPTS: &str = "/proc/interrupts";
+/// What is mounted and swapped to.
+const PROC: &str = "/proc";
 
 /// The machine.
 pub struct Host {
@@ -43,6 +45,8 @@ pub struct Host {
     pub saved_system: PathBuf,
     /// What Linux tells of its interrupts.
     pub interrupts: PathBuf,
+    /// What else Linux tells: /proc.
+    pub proc: PathBuf,
     /// The module.
     pub device: Box<dyn Device>,
 }
@@ -69,6 +73,7 @@ impl Host {
             machine_root: None,
             saved_system: SAVED_SYSTEM.into(),
             interrupts: INTERRUPTS.into(),
+            proc: PROC.into(),
             device: Box::new(Driver::new(DEVICE.into())),
         }
     }

@@ -7,6 +7,7 @@
 mod arguments;
 mod commands;
 mod device;
+mod disks;
 #[allow(unsafe_code)]
 mod driver;
 mod explain;

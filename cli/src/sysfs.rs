@@ -13,6 +13,7 @@ use gaol_config::encode::Binary;
 use zerocopy::FromBytes;
 
 use crate::arguments::CellName;
+use crate::disks::Uses;
 use crate::failure::{Failure, Result, plain};
 
 /// The tree.
@@ -178,16 +179,17 @@ fn parse_block(line: &str) -> Option<BlockEntry> {
 }
 
 impl Sysfs {
-    /// The driver of Linux' that is bound to a PCI function ("0000:00:03.0"), if there is one.
+    /// The interrupt that a PCI function ("0000:00:03.0") has by its line, as Linux counts them.
     #[must_use]
-    pub fn driver_of(&self, function: &str) -> Option<String> {
-        let link = self
-            .root
-            .join("bus/pci/devices")
-            .join(function)
-            .join("driver");
-        let driver = fs::read_link(link).ok()?;
-        Some(driver.file_name()?.to_string_lossy().into_owned())
+    pub fn line_of(&self, function: &str) -> Option<u32> {
+        let file = self.root.join("bus/pci/devices").join(function).join("irq");
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    }
+
+    /// What a disk behind a PCI function is in use for.
+    #[must_use]
+    pub fn disk_in_use(&self, uses: &Uses, function: &str) -> Option<String> {
+        uses.of_function(&self.root, function)
     }
 
     /// The tree below `root`, which is /sys.

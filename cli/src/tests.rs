@@ -1,6 +1,6 @@
 //! Every command against a made-up machine: its answers for people and for programs, its failures, its exit status.
 
-mod fake;
+pub mod fake;
 
 mod cells;
 mod configurations;

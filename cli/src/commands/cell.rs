@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::owners;
 use crate::arguments::{CellName, Content, Piece, Pieces};
 use crate::device::{Cost, Created, DeviceError, Load, Operation};
+use crate::disks::Uses;
 use crate::explain::Facts;
 use crate::failure::{Failure, Result, problems_json};
 use crate::host::{Host, read_bytes, read_configuration};
@@ -76,7 +77,7 @@ pub fn create(host: &mut Host, path: &Path, force: bool) -> Result<Report> {
     }
     let warnings = check::unprotected(&machine, &cell);
     let view = cell.view();
-    refuse_bound(host, &view)?;
+    refuse_disks_in_use(host, &view)?;
     let created = create_from(host, cell.bytes(), force)
         .map_err(|error| creation_failure(host, error, &cell, &ledger, &machine))?;
     owners::keep(host, created.id, cell.bytes());
@@ -100,7 +101,20 @@ fn refuse_lines_in_use(
     machine: &Machine<'_>,
 ) -> Result<()> {
     let text = std::fs::read_to_string(&host.interrupts).unwrap_or_default();
-    for line in cell.view().interrupts() {
+    let view = cell.view();
+    // These are taken from their drivers, which let go of their lines. Whether somebody shares them, the hypervisor sees.
+    let own: Vec<u32> = view
+        .devices()
+        .iter()
+        .filter_map(|device| {
+            host.sysfs
+                .line_of(&FunctionAddress::from(device).to_string())
+        })
+        .collect();
+    for line in view.interrupts() {
+        if own.contains(&line.number) {
+            continue;
+        }
         if let Some(user) = interrupts::user(&text, line.number) {
             let refusal = Refusal::new(Reason::InterruptInUse, line.number.into());
             let problem = explain(refusal, cell, ledger, machine).because(user);
@@ -110,17 +124,16 @@ fn refuse_lines_in_use(
     Ok(())
 }
 
-/// Refuses PCI functions that a driver of Linux' works with: it would find its device gone.
-fn refuse_bound(host: &Host, cell: &CellView<'_>) -> Result<()> {
+/// Refuses PCI functions with disks behind them that Linux uses: it would lose them without a word.
+fn refuse_disks_in_use(host: &Host, cell: &CellView<'_>) -> Result<()> {
+    let uses = Uses::read(&host.proc);
     for device in cell.devices() {
         let function = FunctionAddress::from(device).to_string();
-        if let Some(driver) = host.sysfs.driver_of(&function) {
+        if let Some(use_of_disk) = host.sysfs.disk_in_use(&uses, &function) {
             return Err(Failure::new(
-                "device_has_driver",
-                format!("PCI function {function} is in use by Linux' driver {driver}"),
-                format!(
-                    "Take it from the driver first: echo {function} > /sys/bus/pci/devices/{function}/driver/unbind"
-                ),
+                "device_in_use",
+                format!("Linux can't do without PCI function {function}: {use_of_disk}"),
+                "Unmount it, or give the cell another function.",
             ));
         }
     }

@@ -95,24 +95,27 @@ fn create_knows_the_ports_of_cells_that_it_made() {
 }
 
 #[test]
-fn create_takes_no_function_from_a_driver() {
+fn create_takes_functions_from_drivers_but_not_disks_in_use() {
     let machine = Machine::enabled();
     let text = shipped("hello.toml") + "\n[[devices]]\naddress = \"0000:00:03.0\"\n";
     let file = machine.write("hello.toml", &text);
-    let function = machine.path("sys/bus/pci/devices/0000:00:03.0");
-    std::fs::create_dir_all(&function).unwrap();
-    let driver = function.join("driver");
-    std::os::unix::fs::symlink("../../../../bus/pci/drivers/e1000", &driver).unwrap();
+    let disk = machine.path("sys/devices/pci0000:00/0000:00:03.0/nvme/nvme0n1");
+    std::fs::create_dir_all(&disk).unwrap();
+    std::fs::write(disk.join("dev"), "259:0\n").unwrap();
+    let class = machine.path("sys/class/block");
+    std::fs::create_dir_all(&class).unwrap();
+    std::os::unix::fs::symlink(&disk, class.join("nvme0n1")).unwrap();
+    let mount = "22 1 259:0 / / rw shared:1 - ext4 /dev/nvme0n1 rw\n";
+    machine.write("proc/self/mountinfo", mount);
     let text = machine.run(&["cell", "create", &file]).failure();
-    for words in [
-        "PCI function 0000:00:03.0 is in use by Linux' driver e1000",
-        "echo 0000:00:03.0 > /sys/bus/pci/devices/0000:00:03.0/driver/unbind",
-    ] {
-        assert!(text.contains(words), "{text}");
-    }
+    let words = "Linux can't do without PCI function 0000:00:03.0: /dev/nvme0n1 is mounted on /";
+    assert!(text.contains(words), "{text}");
     let json = machine.run(&["cell", "create", &file, "--json"]).json();
-    assert_eq!(json["error"]["reason"], "device_has_driver");
-    std::fs::remove_file(driver).unwrap();
+    assert_eq!(json["error"]["reason"], "device_in_use");
+    machine.write("proc/self/mountinfo", "");
+    let driver = machine.path("sys/bus/pci/devices/0000:00:03.0");
+    std::fs::create_dir_all(&driver).unwrap();
+    std::os::unix::fs::symlink("../../drivers/nvme", driver.join("driver")).unwrap();
     machine.run(&["cell", "create", &file]).text();
 }
 

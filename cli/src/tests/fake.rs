@@ -456,6 +456,7 @@ impl Machine {
             machine_root: Some(self.machine_root.clone()),
             saved_system: self.path("run/gaol/system.toml"),
             interrupts: self.path("interrupts"),
+            proc: self.path("proc"),
             device: Box::new(FakeDevice {
                 record: self.record.clone(),
                 blocks: self.path("sys/devices/gaol/memory_blocks"),
