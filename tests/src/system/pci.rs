@@ -343,7 +343,7 @@ fn unprotected(context: &mut Context) -> Result<()> {
             for words in [
                 "no IOMMU keeps",
                 card.address.as_str(),
-                "`unprotected-dma = true`",
+                "`bus-master = false`",
             ] {
                 let text = output
                     .stdout
