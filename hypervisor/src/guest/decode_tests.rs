@@ -352,3 +352,29 @@ fn addresses_are_sums() {
     assert_eq!(at(&[0x67, 0x42, 0x8b, 0x44, 0x8b, 0xf8]), sum & 0xffff_ffff);
     assert_eq!(at(&[0x8b, 0x05, 0x10, 0, 0, 0]), 0x5010);
 }
+
+/// A processor that does not tell the length of an instruction that has exited leaves it to be decoded.
+#[test]
+fn instructions_that_exit_have_a_length() {
+    for (bytes, expected) in [
+        (&[0x0f, 0x08][..], 2),   // INVD
+        (&[0x0f, 0x09], 2),       // WBINVD
+        (&[0x0f, 0x33], 2),       // RDPMC
+        (&[0x0f, 0x01, 0xd1], 3), // XSETBV
+        (&[0x0f, 0xa2], 2),       // CPUID
+        (&[0x0f, 0x01, 0xd9], 3), // VMMCALL
+        (&[0x0f, 0x01, 0xc1], 3), // VMCALL
+        (&[0x0f, 0x32], 2),       // RDMSR
+        (&[0x0f, 0x30], 2),       // WRMSR
+        (&[0xe5, 0x71], 2),       // IN EAX, 0x71
+        (&[0xef], 1),             // OUT DX, EAX
+        (&[0xf3, 0x6d], 2),       // REP INSD
+        (&[0x0f, 0x06], 2),       // CLTS
+    ] {
+        for mode in [Mode::Bits16, Mode::Bits32, Mode::Bits64] {
+            let with_prefix = [&[0x66], bytes, &[0xcc; 8]].concat();
+            assert_eq!(length(&with_prefix[1..], mode), Ok(expected), "{bytes:x?}");
+            assert_eq!(length(&with_prefix, mode), Ok(expected + 1), "{bytes:x?}");
+        }
+    }
+}

@@ -238,9 +238,15 @@ impl Fetched {
 
 /// Bytes of the instruction that the guest is at. `None`: they can't be read, or are none that has a length.
 pub fn instruction_length(cpu: &PerCpu) -> Option<u64> {
-    let length = Fetched::new(cpu).and_then(|fetched| fetched.length().ok());
+    let fetched = Fetched::new(cpu);
     cpu.windows.close();
-    length.map(u64::from)
+    let fetched = fetched?;
+    let of_control = || fetched.control().map(|(_, length)| length);
+    fetched
+        .length()
+        .or_else(|_| of_control())
+        .ok()
+        .map(u64::from)
 }
 
 const fn is_apic_page(address: u64) -> bool {
