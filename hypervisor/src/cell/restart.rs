@@ -1,6 +1,6 @@
 //! Restarting a CPU whose APIC can't be enabled again by itself.
 //!
-//! Such a CPU has left VMX operation and halts. It gets a real INIT and a real startup IPI, to a trampoline on a page
+//! Such a CPU has left operation and halts. It gets a real INIT and a real startup IPI, to a trampoline on a page
 //! below 1 MiB that is borrowed for the moment: saved before, restored after. The trampoline needs a page table below
 //! 4 GiB that maps it at its own address; everything else is the CPU's private table. (Bochs needs this; hardware is
 //! expected to enable its APIC again, and never comes here.)

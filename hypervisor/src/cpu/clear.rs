@@ -1,7 +1,7 @@
 //! Clearing what VM entries and exits leave alone, so that no owner of a CPU sees another's.
 //!
 //! Done when a CPU changes hands, in either direction, and whenever a cell is started. Linux sets all of it anew when a CPU
-//! comes up. Invariant: whatever a guest can write without the hypervisor's switching it in the VMCS is cleared here or by
+//! comes up. Invariant: whatever a guest can write without its being switched with the control block is cleared here or by
 //! the reset of the APIC, or given back as it was ([`super::events`]).
 
 use gaol_config::msr_policy;
@@ -112,7 +112,7 @@ mod tests {
         }
     }
 
-    /// What a cell writes without an exit is cleared here, switched in the VMCS, reset with the APIC, or no state.
+    /// What a cell writes without an exit is cleared here, switched with the control block, reset with the APIC, or no state.
     #[test]
     fn everything_that_a_cell_writes_is_put_back() {
         let cleared: BTreeSet<u32> = msr_policy::own_registers().collect();

@@ -24,7 +24,7 @@ bitflags! {
         const STARTUP = 1 << 4;
         /// Start the cell at its reset address.
         const RESET = 1 << 5;
-        /// Go back to Linux, outside VMX operation, right where the guest is.
+        /// Go back to Linux, outside of operation, right where the guest is.
         const LEAVE = 1 << 6;
         /// Another CPU of the cell has stepped out of line, and all of them are parked for it.
         const FAIL = 1 << 7;

@@ -172,7 +172,7 @@ pub struct CpuShared {
     pub next_cell: AtomicU32,
     /// Events that were served since the sender cleared their bits here ([`mailbox`]).
     acknowledged: AtomicU32,
-    /// The CPU has left VMX operation and asks for an INIT and a startup IPI to its trampoline.
+    /// The CPU has left operation and asks for an INIT and a startup IPI to its trampoline.
     pub wants_restart: AtomicBool,
     /// The CPU waits for a startup IPI.
     pub waits_for_startup: AtomicBool,

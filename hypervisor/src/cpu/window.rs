@@ -161,7 +161,7 @@ impl Windows {
 
     /// Writes the aligned 8 bytes at `physical`, in a page that the hypervisor owns but does not map.
     pub fn write_u64(&self, physical: HostPhysical, value: u64) {
-        // SAFETY: the window maps the page, which belongs to the caller (this CPU's VMXON region or VMCS).
+        // SAFETY: the window maps the page, which belongs to the caller (a frame of this CPU's use of the extension).
         unsafe { ((self.open(0, physical) & !7) as *mut u64).write_volatile(value) };
     }
 
