@@ -162,7 +162,7 @@ pub fn create(cpu: &PerCpu, address: u64, force: bool) -> Result<i64, Failure> {
         .ok_or(Failure::configuration(Reason::TooManyCells, 0))?;
     devices::claim(machinery, cpu, id.0, &view)?;
     if let Err(failure) = build(machinery, &view, draft) {
-        devices::release(machinery, id.0);
+        devices::release_at_once(machinery, cpu, id.0);
         return Err(failure);
     }
     let cell = draft.as_mut().ok_or(Failure::gaol(Reason::None, 0))?;
@@ -170,7 +170,7 @@ pub fn create(cpu: &PerCpu, address: u64, force: bool) -> Result<i64, Failure> {
     let taken = io_apic::assign(cpu, id.0, view.interrupts());
     if let Err(failure) = taken.and_then(|()| carve(machinery, cpu, cell)) {
         io_apic::release(cpu, id.0);
-        devices::release(machinery, id.0);
+        devices::release_at_once(machinery, cpu, id.0);
         dismantle(machinery, draft);
         if failure.reason() != Reason::CpuDidNotStop {
             settle(machinery);
@@ -368,7 +368,7 @@ fn take_devices(
     if devices::carve(machinery, id, cell)?.is_needed() {
         flush_root(cpu)?;
     }
-    devices::take(cpu, id)?;
+    devices::take(machinery, cpu, id, cell)?;
     if devices::carve(machinery, id, cell)?.is_needed() {
         flush_root(cpu)?;
     }
@@ -402,7 +402,7 @@ fn undo(
     let given = return_memory(machinery, cell, cell.memory_count)
         .and_then(|flush| Ok(flush.and(devices::give(machinery, id, cell)?)));
     set_root_ports(machinery, cell, false);
-    devices::release(machinery, id);
+    devices::release_at_once(machinery, cpu, id);
     if back.is_ok() {
         dismantle(machinery, draft);
     }

@@ -22,6 +22,7 @@ use crate::device::pci::hardware::{self, Access};
 use crate::device::pci::msix::MOST_VECTORS;
 use crate::device::pci::{Function, FunctionId};
 use crate::error::{Blame, Failure};
+use crate::iommu::service;
 use crate::launch::parameters;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::page_table::{Flush, TableMemory};
@@ -59,7 +60,7 @@ pub fn claim(
 ) -> Result<(), Failure> {
     for device in view.devices() {
         if let Err(reason) = claim_one(machinery, cpu, cell, view, device) {
-            release(machinery, cell);
+            forget(machinery, cell);
             return Err(reason);
         }
     }
@@ -93,7 +94,7 @@ fn claim_one(
             given => given,
         },
         has_lines: !view.interrupts().is_empty(),
-        mastering: mastering(machinery, view, device)?,
+        mastering: mastering(view, device)?,
     };
     static STORES: LinearTables = LinearTables;
     let access = &mut Access::new(cpu.windows);
@@ -105,15 +106,11 @@ fn claim_one(
 }
 
 /// Whether the function may be bus master. The ledger has refused what is not accepted; this looks again.
-fn mastering(
-    machinery: &Machinery,
-    view: &CellView<'_>,
-    device: &AssignedDevice,
-) -> Result<Mastering, Failure> {
+fn mastering(view: &CellView<'_>, device: &AssignedDevice) -> Result<Mastering, Failure> {
     if device.flags & DEVICE_NO_MASTER != 0 {
         return Ok(Mastering::Never);
     }
-    if machinery.machine.confines(device) {
+    if service::isolation(id_of(device)).is_complete() {
         return Ok(Mastering::Confined);
     }
     let number = function_number(device.segment, device.function);
@@ -277,17 +274,33 @@ fn set_root_ports(machinery: &Machinery, id: u32, taken: bool) {
     }
 }
 
-/// Takes the functions from the root, which has no way to them any more, and stops them.
-pub fn take(cpu: &PerCpu, id: u32) -> Result<(), Failure> {
+/// Takes the functions from the root, which has no way to them any more, and stops them; they reach no memory from then on
+/// where an IOMMU is in front of them.
+pub fn take(machinery: &mut Machinery, cpu: &PerCpu, id: u32, cell: &Cell) -> Result<(), Failure> {
     let access = &mut Access::new(cpu.windows);
     for slot in assigned::of_cell(id) {
-        if let Some(function) = slot.lock().as_mut() {
-            function
-                .take(access)
-                .map_err(|fault| failure(fault, function.id()))?;
-        }
+        let mut guard = slot.lock();
+        let Some(function) = guard.as_mut() else {
+            continue;
+        };
+        let own = function.id();
+        function.take(access).map_err(|fault| failure(fault, own))?;
+        let vectors = function.vectors();
+        drop(guard);
+        service::claim(machinery, cpu.windows, id, own, vectors)?;
     }
-    Ok(())
+    service::prepare_domain(machinery, id, cell)
+}
+
+/// The cell starts: where an IOMMU is in front of its functions, they reach its memory from now on.
+pub fn attach(cpu: &PerCpu, id: u32) -> Result<(), Failure> {
+    service::attach(cpu.windows, id)
+}
+
+/// The cell does not run: its functions, which were stopped before, reach nothing. To be repeated when it fails, before
+/// memory changes hands.
+pub fn detach(cpu: &PerCpu, id: u32) -> Result<(), Failure> {
+    service::detach(cpu.windows, id)
 }
 
 /// Makes configuration space and MSI-X tables moderated ranges of the cell, before its CPUs run. To be done before any
@@ -437,8 +450,23 @@ pub fn abandon(cpu: &PerCpu, id: u32) {
     }
 }
 
-/// The functions are the root's again.
-pub fn release(machinery: &mut Machinery, id: u32) {
+/// The functions are the root's again, and reach its memory.
+///
+/// # Errors
+/// When an IOMMU does not answer. Nothing has changed then.
+pub fn release(machinery: &mut Machinery, cpu: &PerCpu, id: u32) -> Result<(), Failure> {
+    service::release(machinery, cpu.windows, id)?;
+    forget(machinery, id);
+    Ok(())
+}
+
+/// The same where a creation is undone: an IOMMU that does not answer keeps what it has.
+pub fn release_at_once(machinery: &mut Machinery, cpu: &PerCpu, id: u32) {
+    let _ = service::release(machinery, cpu.windows, id);
+    forget(machinery, id);
+}
+
+fn forget(machinery: &mut Machinery, id: u32) {
     for slot in assigned::of_cell(id) {
         let store = slot.store();
         slot.release();

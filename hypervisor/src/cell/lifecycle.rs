@@ -163,6 +163,7 @@ pub fn set_loadable(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> 
     if cell.phase != Phase::Stopped {
         return Err(Failure::caller(Errno::Busy, Reason::NotScrubbed, 0));
     }
+    devices::detach(cpu, id as u32)?;
     // Nothing is loaded as long as a function may still write.
     if devices::are_busy(id as u32) {
         return Err(AGAIN);
@@ -232,6 +233,7 @@ pub fn start(cpu: &PerCpu, id: u64) -> Result<i64, Failure> {
         };
         communication.start(&facts, cell.regions());
     }
+    devices::attach(cpu, id as u32)?;
     cell.asked = None;
     cell.phase = Phase::Running;
     if let Some(watchdog) = &mut cell.watchdog {
@@ -355,9 +357,10 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
         Destroy::Clear => {
             let cell = cell_of(cells, id)?;
             end_loading(cpu, machinery, cell)?;
+            devices::rest(cpu, id as u32, Phase::Dying);
+            devices::detach(cpu, id as u32)?;
             cell.phase = Phase::Dying;
             cell.scrub = Scrub::default();
-            devices::rest(cpu, id as u32, Phase::Dying);
             return Err(AGAIN);
         }
         Destroy::Stop | Destroy::Again => return Err(AGAIN),
@@ -365,6 +368,7 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     }
     // Of a cell that never ran, the functions may be amidst their way to it.
     devices::rest(cpu, id as u32, Phase::Dying);
+    devices::detach(cpu, id as u32)?;
     if !devices::are_back(id as u32) {
         return Err(AGAIN);
     }
@@ -384,7 +388,7 @@ pub fn destroy(cpu: &PerCpu, id: u64, force: bool) -> Result<i64, Failure> {
     set_root_ports(machinery, cell, false);
     io_apic::release(cpu, id as u32);
     io_apic::revise(cpu, CpuSet::EMPTY);
-    devices::release(machinery, id as u32);
+    devices::release(machinery, cpu, id as u32)?;
     let slot = cells.get_mut(id as usize).ok_or(no_such_cell(id))?;
     core::mem::swap(slot, draft);
     *slot = None;

@@ -2,6 +2,7 @@
 
 use gaol_hypervisor::device::pci::function::Mastering;
 use gaol_hypervisor::device::pci::handover::Fault;
+use gaol_hypervisor::device::pci::message::Message;
 use gaol_machine::source::Source;
 use proptest::prelude::*;
 
@@ -165,6 +166,53 @@ fn a_function_becomes_bus_master_where_it_may_and_only_while_its_cell_runs() {
         assert_eq!(harness.device().config[4], 6);
         harness.give_back(&before);
     }
+}
+
+#[test]
+fn an_iommu_decides_what_a_function_sends() {
+    let store = store();
+    let shape = Shape::FULL;
+    let mut harness = Harness::of_cell(Device::new(shape).set_up(), Some(shape), &store).unwrap();
+    harness.machine.watch = None;
+    harness.machine.remaps = true;
+    let msi = MSI as u16;
+    // Two messages to the cell's CPU 9, vector 0x42 and the next: entries of the IOMMU's instead.
+    harness.write(msi + 4, 4, 0xfee0_9000);
+    harness.write(msi + 8, 4, 0);
+    harness.write(msi + 12, 2, 0x42);
+    harness.write(msi + 2, 2, 0x11);
+    let plain = Message {
+        address: 0xfee0_9000,
+        data: 0x42,
+    };
+    assert_eq!(harness.machine.remapped.last(), Some(&(0, 1, Some(plain))));
+    assert_eq!(
+        harness.device().messages(),
+        [(0xfee0_0018, 0), (0xfee0_0018, 1)]
+    );
+    // The cell reads what it wrote.
+    assert_eq!(harness.read(msi + 4, 4), 0xfee0_9000);
+    // To somebody else's CPU: the IOMMU is told that nothing is to arrive, and the function that nothing is to be sent.
+    harness.write(msi + 4, 4, 0xfee0_1000);
+    assert_eq!(harness.machine.remapped.last(), Some(&(0, 1, None)));
+    assert_eq!(harness.device().messages(), []);
+    // Of a table, each entry is an interrupt of its own.
+    harness.write(4, 2, 2);
+    harness.write(MSI_X as u16 + 2, 2, 0x8000);
+    for (entry, address, expected) in [(2u64, 0xfee0_3000u64, true), (3, 0xfee0_1000, false)] {
+        let at = TABLE + 16 * entry;
+        harness.write_table(at, 4, address).unwrap();
+        harness.write_table(at + 8, 4, 0x51).unwrap();
+        harness.write_table(at + 12, 4, 0).unwrap();
+        let message = expected.then_some(Message {
+            address: address as u32,
+            data: 0x51,
+        });
+        let asked = harness.machine.remapped.last();
+        assert_eq!(asked, Some(&(entry as u16, 0, message)));
+        assert_eq!(harness.read_table(at, 4), Ok(address));
+    }
+    assert_eq!(harness.device().unmasked(), [(0xfee0_0018 | 2 << 5, 0)]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use gaol_hypervisor::device::pci::message::Message;
 use gaol_hypervisor::device::pci::{FunctionId, Hardware};
 use gaol_hypervisor::memory::address::HostPhysical;
 
@@ -297,6 +298,10 @@ pub struct Machine {
     pub watch: Option<(FunctionId, Look)>,
     /// Widths and addresses of accesses to registers.
     pub accesses: RefCell<Vec<(u64, u8, bool)>>,
+    /// An IOMMU is in front of the functions.
+    pub remaps: bool,
+    /// What it was asked for.
+    pub remapped: Vec<(u16, u8, Option<Message>)>,
 }
 
 impl Machine {
@@ -317,6 +322,8 @@ impl Machine {
             has_extended: true,
             watch: None,
             accesses: RefCell::new(Vec::new()),
+            remaps: false,
+            remapped: Vec::new(),
         }
     }
 
@@ -393,6 +400,25 @@ impl Hardware for Machine {
             });
         }
         value
+    }
+
+    fn remap(
+        &mut self,
+        function: FunctionId,
+        number: u16,
+        order: u8,
+        message: Option<Message>,
+    ) -> Option<Message> {
+        assert!(self.devices.contains_key(&function.number()));
+        self.remapped.push((number, order, message));
+        if !self.remaps {
+            return message;
+        }
+        // As VT-d: the index of an entry in the address, and of the interrupt in the data.
+        message.map(|_| Message {
+            address: 0xfee0_0018 | u32::from(number) << 5,
+            data: 0,
+        })
     }
 
     fn write_registers(&mut self, at: HostPhysical, width: u8, value: u64) {

@@ -216,6 +216,14 @@ impl<'s> Function<'s> {
         self.id
     }
 
+    /// Interrupts that it can have at the most, by MSI or MSI-X.
+    #[must_use]
+    pub fn vectors(&self) -> u16 {
+        let of_msi = self.msi.as_ref().map_or(0, Msi::most);
+        let of_table = self.msix.as_ref().map_or(0, |table| table.usable);
+        of_msi.max(of_table)
+    }
+
     /// Whether the cell may make it bus master.
     #[must_use]
     pub const fn mastering(&self) -> Mastering {
@@ -556,6 +564,7 @@ fn table<H: Hardware + ?Sized>(
     let base = bar.filter(|address| *address != 0);
     let table = base.and_then(|address| address.checked_add(u64::from(place & !7)));
     MsiX {
+        id: config.id,
         at,
         entries,
         usable: entries.min(vectors).min(msix::MOST_VECTORS),

@@ -8,8 +8,10 @@ use gaol_abi::config::{MachineRange, RANGE_PCI_CONFIGURATION};
 use spin::mutex::TicketMutex;
 
 use super::assigned;
+use super::message::Message;
 use super::space::{EXTENDED_SIZE, FunctionId, Hardware, STANDARD_SIZE};
 use crate::cpu::window::Windows;
+use crate::iommu::service;
 use crate::memory::address::HostPhysical;
 use crate::processor::{port_read, port_write};
 
@@ -217,7 +219,8 @@ impl Hardware for Access {
             let (address, port) = port_of(id, offset);
             let _guard = ADDRESS_LOCK.lock();
             // SAFETY: the lock is held. The logic above decides what a function of a cell is told; nothing of the hypervisor
-            // depends on it, since the function's addresses stay as they were and it is no bus master.
+            // depends on it, since the function's addresses stay as they were, and it is no bus master unless an IOMMU holds it or
+            // the configuration trusts it with the machine.
             unsafe { by_ports(address, port, width.into(), Some(value)) };
         } else if let Some(at) = Self::place(id, offset) {
             self.windows.write_device(at, width, value.into());
@@ -234,6 +237,16 @@ impl Hardware for Access {
 
     fn write_registers(&mut self, at: HostPhysical, width: u8, value: u64) {
         self.windows.write_device(at, width, value);
+    }
+
+    fn remap(
+        &mut self,
+        function: FunctionId,
+        number: u16,
+        order: u8,
+        message: Option<Message>,
+    ) -> Option<Message> {
+        service::remap(self.windows, function, number, order, message)
     }
 }
 

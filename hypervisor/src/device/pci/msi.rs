@@ -58,6 +58,12 @@ impl Msi {
         self.at
     }
 
+    /// Vectors that the cell may use.
+    #[must_use]
+    pub fn most(&self) -> u16 {
+        1u16.checked_shl(self.most.into()).unwrap_or(u16::MAX)
+    }
+
     /// Forgets what the cell has written.
     pub fn clear(&mut self) {
         self.control = 0;
@@ -146,7 +152,9 @@ impl Msi {
         if self.control & ENABLE == 0 {
             return;
         }
-        let Some(message) = self.wanted.checked(order as u8, is_own) else {
+        let checked = self.wanted.checked(order as u8, is_own);
+        let id = config.id;
+        let Some(message) = config.hardware.remap(id, 0, order as u8, checked) else {
             return;
         };
         let (data, _) = self.places();

@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::message::{IsOwn, Wanted};
-use super::space::{Hardware, Written, pieces};
+use super::space::{FunctionId, Hardware, Written, pieces};
 use crate::memory::address::HostPhysical;
 use crate::memory::page_table::Entries;
 
@@ -38,6 +38,8 @@ pub type Store = Entries;
 /// The table of a function.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MsiX {
+    /// Whose it is.
+    pub id: FunctionId,
     /// Where the capability is.
     pub at: u16,
     /// Entries of the table.
@@ -244,7 +246,8 @@ impl MsiX {
         if control & MASKED != 0 {
             return;
         }
-        if let Some(message) = wanted.checked(0, is_own) {
+        let checked = wanted.checked(0, is_own);
+        if let Some(message) = hardware.remap(self.id, entry, 0, checked) {
             hardware.write_registers(at(0), 4, message.address.into());
             hardware.write_registers(at(1), 4, 0);
             hardware.write_registers(at(2), 4, message.data.into());

@@ -1,6 +1,7 @@
 //! Configuration space and the registers of functions, as the logic sees them.
 #![forbid(unsafe_code)]
 
+use super::message::Message;
 use crate::memory::address::HostPhysical;
 
 /// Bytes of configuration space that every function has.
@@ -41,6 +42,16 @@ pub trait Hardware {
 
     /// Writes them.
     fn write_registers(&mut self, at: HostPhysical, width: u8, value: u64);
+
+    /// What the function has to be told to send for two to the `order` messages to arrive as `message` says, which are its
+    /// interrupts from `number` on; `None`: they are not to arrive, or can't.
+    fn remap(
+        &mut self,
+        function: FunctionId,
+        number: u16,
+        order: u8,
+        message: Option<Message>,
+    ) -> Option<Message>;
 }
 
 /// One function of the machine.
