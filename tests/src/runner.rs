@@ -137,15 +137,27 @@ fn name(machine: Platform, group: &Group, check: &Check) -> String {
     format!("{}/{}@{}", group.name, check.name, machine.name())
 }
 
-/// The checks whose name, `group/check@machine`, contains `part`, and those that their machine cannot run.
-pub fn select<'a>(groups: &'a [Group], part: &str) -> (Vec<Selected<'a>>, Vec<Skipped>) {
+/// Whether a name is asked for: by one of the parts that `only` has between commas. A part `this@machine` has to be in
+/// the name up to the machine, which must be that one.
+#[must_use]
+pub fn is_asked_for(name: &str, only: &str) -> bool {
+    only.split(',').any(|part| match part.split_once('@') {
+        Some((part, machine)) => name
+            .split_once('@')
+            .is_some_and(|(before, of)| before.contains(part) && of.starts_with(machine)),
+        None => name.contains(part),
+    })
+}
+
+/// The checks whose name, `group/check@machine`, is asked for, and those that their machine cannot run.
+pub fn select<'a>(groups: &'a [Group], only: &str) -> (Vec<Selected<'a>>, Vec<Skipped>) {
     let mut selected = Vec::new();
     let mut skipped: Vec<Skipped> = Vec::new();
     for machine in MACHINES {
         for group in groups {
             let mut checks = Vec::new();
             for check in group.checks {
-                if !name(machine, group, check).contains(part) {
+                if !is_asked_for(&name(machine, group, check), only) {
                     continue;
                 }
                 let except = group.except.iter();
@@ -381,5 +393,25 @@ mod tests {
     #[test]
     fn one_or_two_machines_run_at_once() {
         assert!((1..=2).contains(&machines_at_once()));
+    }
+
+    #[test]
+    fn names_are_asked_for_in_parts_and_of_machines() {
+        let name = "cells/two-at-once@qemu";
+        for only in [
+            "",
+            "cells",
+            "two-at",
+            "@qemu",
+            "cells@qemu",
+            "none,two@qemu",
+        ] {
+            assert!(is_asked_for(name, only), "{only}");
+        }
+        for only in ["cells@bochs", "none", "one,two@bochs", "qemu@qemu"] {
+            assert!(!is_asked_for(name, only), "{only}");
+        }
+        // What runs on no machine is asked for without one.
+        assert!(is_asked_for("host/image", "host/") && !is_asked_for("host/image", "host@qemu"));
     }
 }

@@ -19,7 +19,7 @@ use crate::toolchain::{Toolchain, cargo, cargo_target};
 /// Which tests.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Run only what has this in its name
+    /// Run only what has this in its name: parts of names between commas, each of one machine only with `@machine`
     #[arg(long, value_name = "NAME", default_value = "")]
     only: String,
     /// Print the names and run nothing
@@ -141,7 +141,7 @@ const HOST_STEPS: &[HostStep] = &[
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let steps: Vec<&HostStep> = HOST_STEPS
         .iter()
-        .filter(|step| step.name.contains(&arguments.only))
+        .filter(|step| runner::is_asked_for(step.name, &arguments.only))
         .collect();
     let (selected, skipped) = runner::select(GROUPS, &arguments.only);
     ensure!(
