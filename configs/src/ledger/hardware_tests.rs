@@ -308,6 +308,25 @@ fn ram_is_where_the_machine_has_memory() {
     }
 }
 
+/// The file of a machine may leave out its RAM, which is of any amount; where the hypervisor is says nothing of it.
+#[test]
+fn a_description_without_ram_says_nothing_of_memory() {
+    let mut system = system();
+    system.ranges.retain(|range| range.kind != RANGE_RAM);
+    for physical in [0x10_0000, 0x3ff0_0000, 0x8_0000_0000] {
+        let mut cell = cell("cell", 3, physical);
+        cell.memory.push(region(
+            "second",
+            physical + 0x100_0000,
+            0x80_0000,
+            0x10_0000,
+            DATA,
+        ));
+        let faults = all_faults(&system, &[cell], Placement::Complete);
+        assert_eq!(first(faults), Ok(()), "{physical:#x}");
+    }
+}
+
 #[test]
 fn memory_types_fit_the_kind() {
     let ram = |flags| {

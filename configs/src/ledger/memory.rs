@@ -374,7 +374,8 @@ pub(super) fn bars_of_others<'a>(
     bars(machine, cell, kind).filter_map(|(bar, is_own)| (!is_own).then_some(bar))
 }
 
-/// Where memory ends in a described machine, on the side of 4 GiB on which `address` is.
+/// Where memory ends in a described machine, on the side of 4 GiB on which `address` is. `None`: the description has no
+/// RAM at all, so it says nothing of it.
 #[must_use]
 pub fn memory_end(machine: &Machine<'_>, address: u64) -> Option<u64> {
     let is_low = address < FOUR_GIB;
@@ -382,9 +383,11 @@ pub fn memory_end(machine: &Machine<'_>, address: u64) -> Option<u64> {
         .hypervisor
         .map(|range| (range.start().0, range.size()));
     let ranges = machine.description()?.ranges().iter();
-    let ram = ranges
+    let mut ram = ranges
         .filter(|range| range.kind == RANGE_RAM)
-        .map(|range| (range.physical, range.size));
+        .map(|range| (range.physical, range.size))
+        .peekable();
+    ram.peek()?;
     let same_side = ram
         .chain(hypervisor)
         .filter(|(start, _)| (*start < FOUR_GIB) == is_low);
