@@ -1,13 +1,17 @@
 //! Names of the counters in [`crate::public::CpuPublic::exits`].
 //!
-//! On VMX the index is the basic exit reason (SDM, "VMX Basic Exit Reasons"); the names are those of the counters that
-//! users see.
+//! The index is the basic exit reason of VMX (SDM, "VMX Basic Exit Reasons"), or for SVM that of the reason which is the same or
+//! next to it; the names are those of the counters that users see.
 
 use crate::image::Vendor;
 
 /// Number of counters a CPU has.
 pub const COUNTERS: usize = 96;
 
+/// Counter: accesses that the nested page table does not allow.
+pub const COUNTER_NESTED_FAULT: usize = 48;
+/// Counter on SVM: exits with codes that have no other one.
+pub const COUNTER_OTHER: usize = 79;
 /// Counter that does not belong to an exit reason: NMIs that were kicks from another CPU.
 pub const COUNTER_KICKS: usize = 80;
 /// Counter: accesses of the root cell to what it does not own.
@@ -38,9 +42,37 @@ pub fn counter_name(vendor: Vendor, index: usize) -> Option<&'static str> {
         COUNTER_DROPPED_NMIS => Some("dropped_nmis"),
         _ => None,
     };
-    if derived.is_some() || vendor != Vendor::Vmx {
+    if derived.is_some() {
         return derived;
     }
+    match vendor {
+        Vendor::Vmx => vmx_name(index),
+        Vendor::Svm => svm_name(index),
+        _ => None,
+    }
+}
+
+/// Where SVM has another word, or a reason of its own.
+fn svm_name(index: usize) -> Option<&'static str> {
+    Some(match index {
+        8 => "iret",
+        11 => "skinit",
+        19 => "stgi",
+        20 => "vmrun",
+        21 => "vmload",
+        22 => "vmsave",
+        26 => "clgi",
+        COUNTER_NESTED_FAULT => "nested_page_fault",
+        53 => "invlpga",
+        COUNTER_OTHER => "other",
+        0..=3 | 7 | 9..=18 | 28..=33 | 36 | 39 | 40 | 46 | 47 | 51 | 54 | 55 => {
+            return vmx_name(index);
+        }
+        _ => return None,
+    })
+}
+
+fn vmx_name(index: usize) -> Option<&'static str> {
     Some(match index {
         0 => "exception_or_nmi",
         1 => "external_interrupt",
@@ -80,7 +112,7 @@ pub fn counter_name(vendor: Vendor, index: usize) -> Option<&'static str> {
         45 => "virtual_eoi",
         46 => "gdtr_or_idtr",
         47 => "ldtr_or_tr",
-        48 => "ept_violation",
+        COUNTER_NESTED_FAULT => "ept_violation",
         49 => "ept_misconfiguration",
         50 => "invept",
         51 => "rdtscp",

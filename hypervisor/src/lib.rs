@@ -24,6 +24,7 @@ pub mod device;
 pub mod error;
 pub mod guest;
 pub mod hypercall;
+pub mod image;
 pub mod iommu;
 pub mod launch;
 pub mod memory;

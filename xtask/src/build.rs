@@ -80,10 +80,16 @@ pub struct VendorImage {
 }
 
 /// One image for each vendor.
-pub const IMAGES: [VendorImage; 1] = [VendorImage {
-    name: "gaol-vmx",
-    features: "image,vmx",
-}];
+pub const IMAGES: [VendorImage; 2] = [
+    VendorImage {
+        name: "gaol-vmx",
+        features: "image,vmx",
+    },
+    VendorImage {
+        name: "gaol-svm",
+        features: "image,svm",
+    },
+];
 
 impl VendorImage {
     /// What Cargo is told to build it.

@@ -194,7 +194,7 @@ fn exit_name(reason: u32, vendor: Option<Vendor>) -> String {
     name.map_or_else(|| format!("exit_{reason:#x}"), str::to_owned)
 }
 
-/// Basic exit reasons whose qualification and address say more (SDM, "VMX Basic Exit Reasons").
+/// Reasons whose qualification and address say more ([`gaol_abi::exit`]).
 mod exit {
     pub const TRIPLE_FAULT: u32 = 2;
     pub const HYPERCALL: u32 = 18;
@@ -202,12 +202,12 @@ mod exit {
     pub const PORT: u32 = 30;
     pub const RDMSR: u32 = 31;
     pub const WRMSR: u32 = 32;
-    pub const EPT_VIOLATION: u32 = 48;
+    pub const NESTED_FAULT: u32 = 48;
     pub const EPT_MISCONFIGURATION: u32 = 49;
     pub const XSETBV: u32 = 55;
 }
 
-/// What the guest did, in words (SDM, "Exit Qualification").
+/// What the guest did, in words. The qualification has the form of VMX' on both vendors (SDM, "Exit Qualification").
 fn deed(fault: &FaultRecord) -> String {
     let bits = fault.qualification;
     let address = fault.address;
@@ -223,7 +223,7 @@ fn deed(fault: &FaultRecord) -> String {
         }
         exit::RDMSR => format!("it read MSR {address:#x}"),
         exit::WRMSR => format!("it wrote MSR {address:#x}"),
-        exit::EPT_VIOLATION => {
+        exit::NESTED_FAULT => {
             let verb = match bits & 7 {
                 access if access & 2 != 0 => "wrote",
                 access if access & 4 != 0 => "executed",
@@ -238,12 +238,9 @@ fn deed(fault: &FaultRecord) -> String {
 }
 
 fn describe(fault: &FaultRecord, vendor: Option<Vendor>) -> String {
-    let deed = match vendor {
-        Some(Vendor::Svm) => "it did what a cell may not".to_owned(),
-        _ => deed(fault),
-    };
     format!(
-        "{deed} at RIP {:#x} (exit reason {})",
+        "{} at RIP {:#x} (exit reason {})",
+        deed(fault),
         fault.rip,
         exit_name(fault.exit_reason, vendor)
     )

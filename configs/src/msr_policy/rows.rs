@@ -222,4 +222,28 @@ table! {
         "In the VMCS: each guest has its own.";
     0xc000_0102..=0xc000_0103, "KERNEL_GS_BASE, TSC_AUX", Rule::OWN, Rule::PASS, All,
         "A CPU's own; the hypervisor has no use for them.";
+    0xc001_0010, "SYSCFG", Rule::REFUSED, Rule::READ, Nothing,
+        "Encryption of memory, and what the fixed MTRRs mean.";
+    0xc001_0016..=0xc001_001d, "IORR, TOP_MEM, TOP_MEM2", Rule::REFUSED, Rule::READ, Nothing,
+        "What is memory and what is devices, for the whole machine.";
+    0xc001_0020, "PATCH_LOADER", Rule::REFUSED, rule(Read::Pass, Write::Ignore), Reads,
+        "As BIOS_UPDT_TRIG.";
+    0xc001_0058, "MMIO_CFG_BASE_ADDR", Rule::REFUSED, Rule::READ, Nothing,
+        "Where configuration space is: the hypervisor looks after it where it was at the launch.";
+    0xc001_0061..=0xc001_006b, "P-states", Rule::REFUSED, Rule::PASS, Reads,
+        "Frequencies and voltages that cores share.";
+    0xc001_0111..=0xc001_0113, "SMM_BASE, SMM_ADDR, SMM_MASK", Rule::REFUSED, Rule::READ, Nothing,
+        "As SMM_MONITOR_CTL.";
+    0xc001_0114, "VM_CR", Rule::LOCKED, Rule::LOCKED, Never,
+        "Reads as locked with SVM off, which nobody has below Gaol.";
+    0xc001_0115, "IGNNE", Rule::REFUSED, Rule::PASS, Nothing,
+        "The line of a coprocessor of old.";
+    0xc001_0116, "SMM_CTL", Rule::REFUSED, Rule::REFUSED, Never,
+        "Enters and leaves system management mode by hand.";
+    0xc001_0117..=0xc001_0118, "VM_HSAVE_PA, SVM_KEY", Rule::REFUSED, Rule::REFUSED, Never,
+        "Where the processor saves the hypervisor's state.";
+    0xc001_011b, "AVIC doorbell", Rule::REFUSED, Rule::REFUSED, Never,
+        "Interrupts other CPUs.";
+    0xc001_0130..=0xc001_0136, "SEV: GHCB, status, RMP", Rule::REFUSED, Rule::READ, Nothing,
+        "Encrypted guests, which there are none of below Gaol.";
 }

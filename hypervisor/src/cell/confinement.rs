@@ -39,13 +39,22 @@ pub fn fill_root_msrs<L: MsrLayout>(bitmap: &mut MsrMap<L>, share: &RootShare<'_
             }
         }
     }
+    intercept_kept(bitmap);
 }
 
-/// Fills a cell's MSR bitmap; `more` is what it gets besides what all cells have. Writes to parts of a register exit.
-pub fn fill_cell_msrs<L: MsrLayout>(bitmap: &mut MsrMap<L>, more: &[MsrAccess]) {
+/// What the processor does not switch is the hypervisor's to answer.
+fn intercept_kept<L: MsrLayout>(bitmap: &mut MsrMap<L>) {
+    for register in L::KEPT {
+        bitmap.intercept_read(*register);
+        bitmap.intercept_write(*register);
+    }
+}
+
+/// Fills a cell's MSR bitmap; `more` is what it gets besides what all cells have. Writes to parts of a register exit, and all
+/// of the x2APIC's where the processor has none.
+pub fn fill_cell_msrs<L: MsrLayout>(bitmap: &mut MsrMap<L>, more: &[MsrAccess], has_x2apic: bool) {
     bitmap.intercept_all();
-    // Every number in the table is in the two ranges that the bitmap covers, and so is every number that the ledger lets
-    // through.
+    // Numbers beyond what the bitmap covers exit anyway.
     for row in &ROWS {
         for register in row.first..=row.last {
             if row.cell.read == Read::Pass {
@@ -57,6 +66,14 @@ pub fn fill_cell_msrs<L: MsrLayout>(bitmap: &mut MsrMap<L>, more: &[MsrAccess]) 
         }
     }
     more.iter().for_each(|access| grant(bitmap, access));
+    if !has_x2apic {
+        bitmap.intercept_read(msr::APIC_BASE);
+        for register in msr::X2APIC_ALL {
+            bitmap.intercept_read(register);
+            bitmap.intercept_write(register);
+        }
+    }
+    intercept_kept(bitmap);
 }
 
 /// Opens what the configuration gives of one register, as far as the table lets it go.

@@ -3,6 +3,7 @@
 use gaol_abi::config::{MSR_READ, MSR_WRITE, MsrAccess, PortRange};
 
 use super::*;
+use crate::virt::svm::maps::MsrPermissions;
 use crate::virt::vmx::maps::{MsrBitmap, PortBitmaps};
 
 fn leftover() -> RootShare<'static> {
@@ -143,7 +144,7 @@ fn a_cell_may_do_nothing_but_what_is_listed() {
     ];
     for given in [&[][..], &more] {
         let mut bitmap = Box::new(MsrMap::<MsrBitmap>::new());
-        fill_cell_msrs(&mut bitmap, given);
+        fill_cell_msrs(&mut bitmap, given, true);
         let is_given = |register, list: &[u32]| !given.is_empty() && list.contains(&register);
         for register in covered() {
             assert_eq!(
@@ -212,5 +213,60 @@ fn ports_are_allow_listed_for_cells_and_deny_listed_for_the_root() {
             !(0x3f8..0x400).contains(&port),
             "{port:#x}"
         );
+    }
+}
+
+/// The table is the same; the processor switches less.
+#[test]
+fn both_vendors_maps_agree_but_for_what_is_kept() {
+    let is_kept = |register: u32| matches!(register, 0xc000_0080 | 0x277);
+    let is_amds = |register: u32| (0xc001_0000..=0xc001_1fff).contains(&register);
+    let mut vmx = Box::new(MsrMap::<MsrBitmap>::new());
+    let mut svm = Box::new(MsrMap::<MsrPermissions>::new());
+    fill_cell_msrs(&mut vmx, &[], true);
+    fill_cell_msrs(&mut svm, &[], true);
+    for register in covered() {
+        let read = is_kept(register) || vmx.intercepts_read(register);
+        let write = is_kept(register) || vmx.intercepts_write(register);
+        assert_eq!(svm.intercepts_read(register), read, "{register:#x}");
+        assert_eq!(svm.intercepts_write(register), write, "{register:#x}");
+    }
+    for register in MsrMap::<MsrPermissions>::covered().filter(|register| is_amds(*register)) {
+        assert!(svm.intercepts_read(register) && svm.intercepts_write(register));
+    }
+    fill_root_msrs(&mut vmx, &leftover());
+    fill_root_msrs(&mut svm, &leftover());
+    for register in covered() {
+        let read = is_kept(register) || vmx.intercepts_read(register);
+        let write = is_kept(register) || vmx.intercepts_write(register);
+        assert_eq!(svm.intercepts_read(register), read, "{register:#x}");
+        assert_eq!(svm.intercepts_write(register), write, "{register:#x}");
+    }
+    for register in MsrMap::<MsrPermissions>::covered().filter(|register| is_amds(*register)) {
+        // VM_CR, SMM_CTL, VM_HSAVE_PA, SVM_KEY, the doorbell.
+        let read = matches!(register & 0xffff, 0x114 | 0x116..=0x118 | 0x11b);
+        // Encryption, memory map, microcode, configuration space, SMM, SEV.
+        let write = read
+            || matches!(
+                register & 0xffff,
+                0x10 | 0x16..=0x1d | 0x20 | 0x58 | 0x111..=0x113 | 0x130..=0x136
+            );
+        assert_eq!(svm.intercepts_read(register), read, "{register:#x}");
+        assert_eq!(svm.intercepts_write(register), write, "{register:#x}");
+    }
+}
+
+#[test]
+fn without_an_x2apic_each_access_of_a_cell_to_it_exits() {
+    let mut with = Box::new(MsrMap::<MsrPermissions>::new());
+    let mut without = Box::new(MsrMap::<MsrPermissions>::new());
+    fill_cell_msrs(&mut with, &[], true);
+    fill_cell_msrs(&mut without, &[], false);
+    for register in covered() {
+        let is_apics = (0x800..=0x8ff).contains(&register);
+        let read = is_apics || register == 0x1b || with.intercepts_read(register);
+        assert_eq!(without.intercepts_read(register), read, "{register:#x}");
+        let write = is_apics || with.intercepts_write(register);
+        assert_eq!(without.intercepts_write(register), write, "{register:#x}");
     }
 }

@@ -31,7 +31,8 @@ use crate::memory::page_table::{Access, Attributes, PageTable};
 use crate::region;
 use crate::system::{self, Machinery, Management, PoolTables, map_failure, release, zeroed_frame};
 use crate::trace::public;
-use crate::virt::{MsrMap, NestedFormat, PortMap};
+use crate::virt::contract::Virtualization;
+use crate::virt::{self, MsrMap, NestedFormat, PortMap};
 
 /// Time to answer a shutdown request where the configuration names none.
 const DEFAULT_SHUTDOWN_MILLISECONDS: u32 = 1000;
@@ -229,8 +230,11 @@ fn build(
             return Err(Failure::out_of_frames());
         }
     };
-    let ept = match PageTable::<NestedFormat>::new(&mut PoolTables(pool), 4, machinery.cell_limits)
-    {
+    let ept = match PageTable::<NestedFormat>::new(
+        &mut PoolTables(pool),
+        virt::Current::nested_levels(),
+        machinery.cell_limits,
+    ) {
         Ok(ept) => ept,
         Err(_) => {
             release_frames(pool, msr_bitmap, MsrMap::FRAMES);
@@ -353,7 +357,7 @@ fn fill_bitmaps(cell: &Cell, view: &CellView<'_>) {
             &mut *(region::address_of(cell.port_bitmaps) as *mut PortMap),
         )
     };
-    confinement::fill_cell_msrs(msrs, view.msrs());
+    confinement::fill_cell_msrs(msrs, view.msrs(), crate::device::apic::has_x2apic());
     confinement::fill_cell_ports(ports, cell.ports.iter().take(cell.port_count));
 }
 

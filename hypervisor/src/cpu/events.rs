@@ -104,7 +104,7 @@ pub fn park(cpu: &mut PerCpu, frame: &mut Frame, activity: Activity) {
     cpu.pending_nmi = false;
     cpu.activity = activity;
     cpu.shared.waits_for_startup.store(false, Ordering::Release);
-    if cpu.x2apic && !cpu.is_root {
+    if !cpu.is_root {
         apic::reset(cpu);
     }
     let state = if activity == Activity::Failed {
@@ -140,17 +140,17 @@ fn join(cpu: &mut PerCpu, frame: &mut Frame) {
     let next = cpu.shared.next_cell.load(Ordering::Acquire);
     park(cpu, frame, Activity::Stopped);
     cpu.is_root = next == ROOT;
-    if next == ROOT && !cpu.x2apic {
+    if next == ROOT && !cpu.x2apic && cpu.cell == ROOT {
         // It never got as far as the cell.
     } else if next == ROOT {
         apic::reset(cpu);
         // Linux' own mode is that of the CPU that never leaves it.
         let linux_has_x2apic =
             super::shared(0).is_some_and(|first| first.x2apic.load(Ordering::Acquire));
-        if !linux_has_x2apic && !apic::enter_xapic(cpu) {
+        if cpu.x2apic && !linux_has_x2apic && !apic::enter_xapic(cpu) {
             wait_for_restart(cpu);
         }
-    } else if !apic::enter_x2apic(cpu) {
+    } else if apic::has_x2apic() && !apic::enter_x2apic(cpu) {
         cpu.is_root = cpu.cell == ROOT;
         cpu.activity = Activity::Waiting;
         cpu.shared.join_failed.store(true, Ordering::Release);
@@ -162,7 +162,7 @@ fn join(cpu: &mut PerCpu, frame: &mut Frame) {
     finish_join(cpu, next);
     if next != ROOT {
         // Behind the answer: the root's CPU does not wait for it.
-        measure_apic_timer();
+        measure_apic_timer(cpu.x2apic);
     }
 }
 
@@ -252,8 +252,8 @@ pub fn measured_apic_khz() -> u32 {
 }
 
 /// Finds the frequency of the APIC timer, once: CPUID tells it, or it is measured against the time stamp counter for a
-/// millisecond. The APIC is in x2APIC mode and its timer is masked.
-fn measure_apic_timer() {
+/// millisecond. The timer is masked.
+fn measure_apic_timer(x2apic: bool) {
     if apic_khz() != 0 {
         return;
     }
@@ -268,16 +268,16 @@ fn measure_apic_timer() {
     } else {
         let divide_by_one = 0xb;
         let cycles = u64::from(crate::launch::parameters::tsc_khz());
-        apic::write(true, register::TIMER_DIVIDE, divide_by_one);
-        apic::write(true, register::TIMER_INITIAL, u32::MAX);
+        apic::write(x2apic, register::TIMER_DIVIDE, divide_by_one);
+        apic::write(x2apic, register::TIMER_INITIAL, u32::MAX);
         let start = time_stamp();
         while time_stamp().wrapping_sub(start) < cycles {
             pause();
         }
-        let counted = u32::MAX.wrapping_sub(apic::read(true, register::TIMER_CURRENT));
+        let counted = u32::MAX.wrapping_sub(apic::read(x2apic, register::TIMER_CURRENT));
         let elapsed = time_stamp().wrapping_sub(start);
-        apic::write(true, register::TIMER_INITIAL, 0);
-        apic::write(true, register::TIMER_DIVIDE, 0);
+        apic::write(x2apic, register::TIMER_INITIAL, 0);
+        apic::write(x2apic, register::TIMER_DIVIDE, 0);
         u64::from(counted)
             .saturating_mul(cycles)
             .checked_div(elapsed)

@@ -3,7 +3,7 @@
 //! SDM, "Advanced Programmable Interrupt Controller (APIC)". In xAPIC mode the guest writes the interrupt command
 //! register in two halves; whatever is sent from here between them keeps the high one.
 
-use core::arch::{asm, naked_asm};
+use core::arch::naked_asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use gaol_abi::outcome::Reason;
@@ -12,6 +12,7 @@ use crate::cpu::{PerCpu, private};
 use crate::error::Failure;
 use crate::launch::private_table::APIC_PHYSICAL;
 use crate::processor::{self, fixup, msr, pause, read_msr, write_msr};
+use crate::virt::{self, contract::Virtualization};
 
 /// APIC_BASE: globally enabled.
 pub const BASE_ENABLED: u64 = 1 << 11;
@@ -22,6 +23,8 @@ pub const BASE_X2APIC: u64 = 1 << 10;
 pub mod register {
     /// Local APIC id.
     pub const ID: u16 = 0x20;
+    /// Version, and how many local vectors there are.
+    pub const VERSION: u16 = 0x30;
     /// Task priority.
     pub const TASK_PRIORITY: u16 = 0x80;
     /// End of interrupt.
@@ -77,6 +80,13 @@ const SEND_PATIENCE: u32 = 100_000;
 #[must_use]
 pub fn is_x2apic() -> bool {
     read_msr(msr::APIC_BASE) & BASE_X2APIC != 0
+}
+
+/// Does the processor have the x2APIC mode?
+#[must_use]
+pub fn has_x2apic() -> bool {
+    let [_, _, features, _] = processor::cpuid(1, 0);
+    features & (1 << 21) != 0
 }
 
 /// Refuses an APIC that is disabled or has been moved.
@@ -165,6 +175,14 @@ pub fn kick(cpu: &PerCpu, target: u32) {
     send(cpu.x2apic, target, COMMAND_NMI);
 }
 
+/// An NMI to this CPU itself.
+pub fn send_nmi_to_self() {
+    let x2apic = is_x2apic();
+    let id = read(x2apic, register::ID);
+    let id = if x2apic { id } else { id >> 24 };
+    send(x2apic, id, COMMAND_NMI);
+}
+
 /// A real INIT, to a CPU that has left VMX operation.
 pub fn send_init(cpu: &PerCpu, target: u32) {
     send(cpu.x2apic, target, COMMAND_INIT);
@@ -203,16 +221,32 @@ extern "C" fn drop_interrupt() {
     )
 }
 
+/// The same in xAPIC mode.
+#[unsafe(naked)]
+extern "C" fn drop_interrupt_in_page() {
+    naked_asm!(
+        "mov dword ptr [{end_of_interrupt}], 0",
+        "iretq",
+        end_of_interrupt = const private::APIC as i64 + register::END_OF_INTERRUPT as i64,
+    )
+}
+
+/// The CPUs of all cells are in the same mode, so one table serves them.
 fn fill_drain_table(cpu: &PerCpu) {
     if DRAIN_READY.load(Ordering::Acquire) {
         return;
     }
+    let drop = if cpu.x2apic {
+        drop_interrupt as *const () as u64
+    } else {
+        drop_interrupt_in_page as *const () as u64
+    };
     for vector in 0..256usize {
         // Vectors 16 to 31 are exceptions' numbers, but an APIC delivers them as interrupts all the same, and a cell can send
         // them to itself; the few instructions that run on this table raise no exception.
         let gate = match vector {
             0..16 => cpu.tables.gate(vector).unwrap_or_default(),
-            _ => crate::processor::tables::gate(drop_interrupt as *const () as u64, 0),
+            _ => crate::processor::tables::gate(drop, 0),
         };
         // SAFETY: inside the table; see `Sync`.
         unsafe {
@@ -224,16 +258,16 @@ fn fill_drain_table(cpu: &PerCpu) {
     DRAIN_READY.store(true, Ordering::Release);
 }
 
-/// Ends every interrupt in service and takes and drops every one requested. The APIC is in x2APIC mode and enabled, its
-/// task priority is 0 and no source is left.
+/// Ends every interrupt in service and takes and drops every one requested. The APIC is enabled, its task priority is 0 and
+/// no source is left.
 fn drain(cpu: &PerCpu) {
     fill_drain_table(cpu);
-    let any = |first: u16| (0..8u16).any(|n| read(true, first.wrapping_add(n << 4)) != 0);
+    let any = |first: u16| (0..8u16).any(|n| read(cpu.x2apic, first.wrapping_add(n << 4)) != 0);
     for _ in 0..256 {
         if !any(register::IN_SERVICE) {
             break;
         }
-        write(true, register::END_OF_INTERRUPT, 0);
+        write(cpu.x2apic, register::END_OF_INTERRUPT, 0);
     }
     for _ in 0..256 {
         if !any(register::REQUEST) {
@@ -243,15 +277,16 @@ fn drain(cpu: &PerCpu) {
         // IDT is back.
         unsafe {
             crate::processor::tables::with_interrupt_table(DRAIN.0.get() as u64, || {
-                asm!("sti", "nop", "nop", "nop", "cli", options(nostack));
+                virt::Current::take_interrupts();
             });
         }
     }
 }
 
-/// Masks all sources, drops what is pending and puts the registers into their state after reset. In x2APIC mode only.
+/// Masks all sources, drops what is pending and puts the registers into their state after reset.
 pub fn reset(cpu: &PerCpu) {
-    let versions = read_msr(x2apic_msr(0x30));
+    let write = |register, value| write(cpu.x2apic, register, value);
+    let versions = read(cpu.x2apic, register::VERSION);
     let entries = (versions >> 16) & 0xff;
     for (needs, lvt) in [
         (0, register::LVT_TIMER),
@@ -263,18 +298,22 @@ pub fn reset(cpu: &PerCpu) {
         (6, register::LVT_CMCI),
     ] {
         if entries >= needs {
-            write(true, lvt, LVT_MASKED);
+            write(lvt, LVT_MASKED);
         }
     }
-    write(true, register::TIMER_INITIAL, 0);
+    write(register::TIMER_INITIAL, 0);
     // SAFETY: stops the deadline timer; a processor without it raises #GP, which is fixed up.
     let _ = unsafe { fixup::write_msr(msr::TSC_DEADLINE, 0) };
-    write(true, register::TASK_PRIORITY, 0);
-    write(true, register::SPURIOUS, 0x1ff);
+    write(register::TASK_PRIORITY, 0);
+    write(register::SPURIOUS, 0x1ff);
     drain(cpu);
-    write(true, register::TIMER_DIVIDE, 0);
-    write(true, register::ERROR_STATUS, 0);
-    write(true, register::SPURIOUS, 0xff);
+    write(register::TIMER_DIVIDE, 0);
+    write(register::ERROR_STATUS, 0);
+    if !cpu.x2apic {
+        write(register::LOGICAL_DESTINATION, 0);
+        write(register::DESTINATION_FORMAT, u32::MAX);
+    }
+    write(register::SPURIOUS, 0xff);
 }
 
 /// Takes the APIC into x2APIC mode.

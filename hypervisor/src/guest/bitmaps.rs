@@ -28,6 +28,9 @@ pub trait MsrLayout: Copy + Debug {
     const INTERCEPT_ALL: Self::Bytes;
     /// The MSRs that have bits; all others exit whatever the map says.
     const COVERED: &'static [RangeInclusive<u32>];
+    /// Registers whose accesses exit in every guest, since the processor does not switch them although the control block has
+    /// them.
+    const KEPT: &'static [u32];
     /// Index of the byte, and the bit. `None`: there is none.
     fn position(msr: u32, direction: Direction) -> Option<(usize, u8)>;
 }

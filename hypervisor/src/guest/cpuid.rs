@@ -55,6 +55,24 @@ mod leaf {
     pub const MEMORY_KEYS: u32 = 0x1b;
     /// Last branch records.
     pub const BRANCH_RECORDS: u32 = 0x1c;
+    /// AMD: features.
+    pub const AMD_FEATURES: u32 = 0x8000_0001;
+    /// AMD: address sizes, and more features.
+    pub const AMD_SIZES: u32 = 0x8000_0008;
+    /// AMD: SVM.
+    pub const SVM: u32 = 0x8000_000a;
+    /// AMD: instruction-based sampling.
+    pub const AMD_SAMPLING: u32 = 0x8000_001b;
+    /// AMD: lightweight profiling.
+    pub const AMD_PROFILING: u32 = 0x8000_001c;
+    /// AMD: encrypted memory.
+    pub const AMD_ENCRYPTION: u32 = 0x8000_001f;
+    /// AMD: monitoring and allocation of cache and bandwidth.
+    pub const AMD_ALLOCATION: u32 = 0x8000_0020;
+    /// AMD: performance counters and branch records.
+    pub const AMD_COUNTERS: u32 = 0x8000_0022;
+    /// Behind the extended leaves that are looked at.
+    pub const AMD_LAST: u32 = AMD_COUNTERS;
 }
 
 /// The bits of these numbers.
@@ -78,6 +96,14 @@ const HYPERVISOR: u32 = 1 << 31;
 const CELL_FEATURES_ECX: u32 = bits(&[2, 4, 7, 8, 15]);
 /// DS, ACPI, TM: debug store, thermal interrupts, thermal monitor. (MCE and MCA stay: machine checks do reach a cell.)
 const CELL_FEATURES_EDX: u32 = bits(&[21, 22, 29]);
+
+// Leaf 0x8000_0001, ECX.
+const SVM: u32 = 1 << 2;
+const SKINIT: u32 = 1 << 12;
+/// IBS, the watchdog, LWP, counters of cores, north bridge and cache, data breakpoints and time stamps of counters.
+const CELL_AMD_FEATURES: u32 = bits(&[10, 13, 15, 23, 24, 26, 27, 28]);
+/// Leaf 0x8000_0008, EBX: INVLPGB, which reaches other CPUs.
+const CELL_AMD_SIZES: u32 = bits(&[3]);
 
 // Leaf 7, subleaf 0.
 const OSPKE: u32 = 1 << 4;
@@ -103,7 +129,7 @@ pub extern "sysv64" fn fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
         if cpu.moderated_leaves.wrapping_shr(leaf) & 1 != 0 {
             return SLOW;
         }
-    } else if leaf & 0xf000_0000 == CPUID_SIGNATURE_LEAF {
+    } else if leaf & 0xf000_0000 == CPUID_SIGNATURE_LEAF || is_moderated_extended(leaf) {
         return SLOW;
     }
     put(frame, processor::cpuid(leaf, frame.rcx as u32));
@@ -116,6 +142,12 @@ fn put(frame: &mut Frame, [eax, ebx, ecx, edx]: [u32; 4]) {
     frame.rbx = u64::from(ebx);
     frame.rcx = u64::from(ecx);
     frame.rdx = u64::from(edx);
+}
+
+/// Extended leaves of which a guest's answer is not the processor's.
+#[inline(always)]
+const fn is_moderated_extended(leaf: u32) -> bool {
+    leaf >= leaf::AMD_FEATURES && leaf <= leaf::AMD_LAST
 }
 
 const fn set(value: u32, bit: u32, on: bool) -> u32 {
@@ -145,6 +177,11 @@ fn moderated(leaf: u32, subleaf: u32, answer: [u32; 4], guest_cr4: u64, is_root:
             );
             [eax, ebx, set(ecx, HYPERVISOR, !is_root), edx]
         }
+        leaf::AMD_FEATURES => {
+            let [eax, ebx, ecx, edx] = answer;
+            [eax, ebx, ecx & !(SVM | SKINIT), edx]
+        }
+        leaf::SVM => return [0; 4],
         EXTENDED_FEATURES if subleaf == 0 => {
             let [eax, ebx, ecx, edx] = answer;
             [eax, ebx, set(ecx, OSPKE, guest_cr4 & cr4::PKE != 0), edx]
@@ -185,6 +222,8 @@ const fn of_a_cell(leaf: u32, subleaf: u32, answer: [u32; 4]) -> [u32; 4] {
             edx & !CELL_EXTENDED_EDX,
         ],
         (EXTENDED_FEATURES, 1) => [eax & !CELL_MORE_EAX, ebx, ecx, edx],
+        (leaf::AMD_FEATURES, _) => [eax, ebx, ecx & !CELL_AMD_FEATURES, edx],
+        (leaf::AMD_SIZES, _) => [eax, ebx & !CELL_AMD_SIZES, ecx, edx],
         (leaf::POWER, _) => [eax & ALWAYS_RUNNING_TIMER, 0, 0, 0],
         // Subleaf 1, ECX and EDX: supervisor state that XSAVES saves.
         (leaf::EXTENDED_STATE, 1) => [eax, ebx, 0, 0],
@@ -197,7 +236,12 @@ const fn of_a_cell(leaf: u32, subleaf: u32, answer: [u32; 4]) -> [u32; 4] {
             | leaf::TRACE
             | leaf::KEY_LOCKER
             | leaf::MEMORY_KEYS
-            | leaf::BRANCH_RECORDS,
+            | leaf::BRANCH_RECORDS
+            | leaf::AMD_SAMPLING
+            | leaf::AMD_PROFILING
+            | leaf::AMD_ENCRYPTION
+            | leaf::AMD_ALLOCATION
+            | leaf::AMD_COUNTERS,
             _,
         ) => [0; 4],
         _ => answer,

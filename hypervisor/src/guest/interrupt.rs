@@ -159,8 +159,14 @@ fn dispatch(cpu: &PerCpu, command: Command) {
         apic::send_self(cpu.x2apic, command.bits.vector().into());
         return;
     }
-    let members = (0..parameters::cpu_count())
+    let mut members = (0..parameters::cpu_count())
         .filter_map(|number| Some(member(number, cpu::shared(number)?)));
+    // A cell's CPUs address each other as in x2APIC mode, also where the processor has none.
+    let members = core::iter::from_fn(|| {
+        let mut member = members.next()?;
+        member.processor.x2apic |= !cpu.is_root && member.cell == cpu.cell;
+        Some(member)
+    });
     let dropped = route(command, cpu.index, cpu.cell, members, |target, action| {
         deliver(cpu, &target.processor, action);
     });

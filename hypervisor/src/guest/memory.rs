@@ -19,10 +19,10 @@ use crate::processor::cr4;
 use crate::processor::descriptor::SegmentRegister;
 use crate::region::LinearTables;
 use crate::system;
-use crate::virt::NestedFormat;
-use crate::virt::contract::{GuestState, NestedFault};
+use crate::virt::contract::{GuestState, NestedFault, Virtualization};
 use crate::virt::entry::Frame;
 use crate::virt::exit::{SLOW, finish, step_over};
+use crate::virt::{self, NestedFormat};
 
 /// RFLAGS.AC.
 const ALIGNMENT_CHECK: u64 = 1 << 18;
@@ -84,7 +84,8 @@ const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
 #[inline(never)]
 fn through_tables(cpu: &PerCpu, address: u64, right: Right) -> Option<HostPhysical> {
     let mut table = cpu.guest.nested_root();
-    for shift in [39u32, 30, 21, 12] {
+    let levels = (1..=virt::Current::nested_levels()).rev();
+    for shift in levels.map(|level| level.wrapping_mul(9).wrapping_add(3)) {
         let index = (address.wrapping_shr(shift) & 0x1ff) as usize;
         let entry = LinearTables
             .entries(table)

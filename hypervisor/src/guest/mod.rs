@@ -26,6 +26,7 @@ pub mod store;
 mod strings;
 pub mod vectoring;
 pub mod walk;
+pub mod x2apic;
 
 use self::vectoring::{Event, Exception};
 

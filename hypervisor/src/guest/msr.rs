@@ -6,7 +6,7 @@
 use gaol_config::msr_policy::{Grant, Read, Rule, Write, policy};
 
 use super::vectoring::Exception;
-use super::{Verdict, interrupt};
+use super::{Verdict, interrupt, x2apic};
 use crate::cell::published;
 use crate::cpu::PerCpu;
 use crate::device::apic;
@@ -18,6 +18,8 @@ use crate::virt::exit::{SLOW, done};
 
 /// IA32_FEATURE_CONTROL: locked, VMX off.
 const FEATURE_CONTROL_LOCKED: u64 = 1;
+/// VM_CR: locked, SVM off.
+const VM_CR_LOCKED: u64 = 1 << 3 | 1 << 4;
 /// IA32_DEBUGCTL: single-stepping of branches.
 const BRANCH_TRAP: u64 = 1 << 1;
 const X2APIC_COMMAND: u32 = msr::X2APIC + (apic::register::COMMAND_LOW as u32 >> 4);
@@ -50,10 +52,13 @@ pub extern "sysv64" fn read_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
     SLOW
 }
 
-/// WRMSR that needs no thought: an interprocessor interrupt in x2APIC mode.
+/// WRMSR that needs no thought: an interprocessor interrupt in x2APIC mode, the end of an interrupt without it.
 #[inline(never)]
 pub extern "sysv64" fn write_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
-    if frame.rcx as u32 == X2APIC_COMMAND && interrupt::x2apic_fast(cpu, value(frame)) {
+    let (register, value) = (frame.rcx as u32, value(frame));
+    if register == X2APIC_COMMAND && interrupt::x2apic_fast(cpu, value)
+        || x2apic::write_fast(cpu, register, value)
+    {
         return done(cpu, Trapped::Msr);
     }
     SLOW
@@ -62,8 +67,14 @@ pub extern "sysv64" fn write_fast(cpu: &mut PerCpu, frame: &mut Frame) -> u32 {
 /// Any other RDMSR.
 pub fn read_slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
     let register = frame.rcx as u32;
+    let kept = cpu.guest.kept_msr(register);
     let answer = match rule(cpu, register).read {
+        Read::Pass if kept.is_some() => kept,
+        _ if x2apic::is_virtual(cpu, register) => x2apic::read(cpu, register),
+        // In a cell it is in x2APIC mode, also where the processor has none.
+        Read::Pass if register == msr::APIC_BASE => apic_base(cpu),
         Read::Virtual if register == msr::FEATURE_CONTROL => Some(FEATURE_CONTROL_LOCKED),
+        Read::Virtual if register == msr::VM_CR => Some(VM_CR_LOCKED),
         Read::Virtual if register == msr::MCG_CAP => Some(0),
         Read::Virtual => cpu.mtrrs.get(register),
         // Beyond the bitmap's ranges: what the processor itself answers to Linux.
@@ -80,6 +91,12 @@ pub fn read_slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
     }
 }
 
+/// IA32_APIC_BASE as the guest finds it.
+fn apic_base(cpu: &PerCpu) -> Option<u64> {
+    let mode = if cpu.is_root { 0 } else { apic::BASE_X2APIC };
+    fixup::read_msr(msr::APIC_BASE).map(|base| base | mode)
+}
+
 fn rule(cpu: &PerCpu, register: u32) -> Rule {
     let row = policy(register);
     if cpu.is_root { row.root } else { row.cell }
@@ -89,6 +106,19 @@ fn rule(cpu: &PerCpu, register: u32) -> Rule {
 pub fn write_slow(cpu: &mut PerCpu, frame: &mut Frame) -> Verdict {
     let register = frame.rcx as u32;
     let value = value(frame);
+    if x2apic::is_virtual(cpu, register) {
+        return x2apic::write(cpu, register, value).unwrap_or(refuse(register));
+    }
+    let kept = if rule(cpu, register).write.passes() {
+        cpu.guest.set_kept_msr(register, value)
+    } else {
+        None
+    };
+    match kept {
+        Some(true) => return Verdict::Advance,
+        Some(false) => return Verdict::Inject(Exception::GENERAL_PROTECTION),
+        None => {}
+    }
     let taken = match rule(cpu, register).write {
         Write::Checked => return check(cpu, register, value),
         Write::Virtual => cpu.mtrrs.set(register, value),
@@ -123,7 +153,7 @@ fn check(cpu: &PerCpu, register: u32, value: u64) -> Verdict {
         _ if msr::X2APIC_ALL.contains(&register) && cpu.x2apic => {
             interrupt::x2apic_register(cpu.is_root, register, value).unwrap_or(refuse(register))
         }
-        msr::APIC_BASE if keeps_apic(fixup::read_msr(register), value) => Verdict::Advance,
+        msr::APIC_BASE if keeps_apic(apic_base(cpu), value) => Verdict::Advance,
         msr::DEBUGCTL if value & !BRANCH_TRAP == 0 => {
             cpu.guest.set_debugctl(value);
             Verdict::Advance

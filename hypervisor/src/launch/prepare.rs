@@ -24,8 +24,8 @@ use crate::processor::{cpuid, msr, physical_bits, read_msr};
 use crate::region::{self, LinearTables};
 use crate::system::{self, Far, Machinery, PoolTables, everything, map_failure};
 use crate::trace::{console, public};
-use crate::virt::contract::Capabilities as _;
-use crate::virt::{Capabilities, MsrMap, NestedFormat, PortMap};
+use crate::virt::contract::{Capabilities as _, Virtualization};
+use crate::virt::{self, Capabilities, MsrMap, NestedFormat, PortMap};
 
 /// Frames set aside for the root's far windows.
 const FAR_FRAMES: u32 = 8;
@@ -183,7 +183,12 @@ fn root_ept(
     };
     let tables = &mut PoolTables(pool);
     let none = |_| Failure::out_of_frames();
-    let mut ept = PageTable::<NestedFormat>::new(tables, 4, Limits::all(largest)).map_err(none)?;
+    let mut ept = PageTable::<NestedFormat>::new(
+        tables,
+        virt::Current::nested_levels(),
+        Limits::all(largest),
+    )
+    .map_err(none)?;
     let hole = system::zeroed_frame(tables.0)?;
     region::fill_frame(hole, u64::MAX);
     ept.set_hole_page(tables, hole).map_err(none)?;

@@ -54,6 +54,8 @@ pub mod msr {
     pub const X2APIC_ALL: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
     /// IA32_XSS.
     pub const XSS: u32 = 0xda0;
+    /// VM_CR of SVM.
+    pub const VM_CR: u32 = 0xc001_0114;
     /// IA32_EFER.
     pub const EFER: u32 = 0xc000_0080;
     /// IA32_STAR.

@@ -115,7 +115,7 @@ impl DescriptorTables {
 
     /// Base address of the GDT, given the tables' own address.
     #[must_use]
-    pub fn gdt_base(at: u64) -> u64 {
+    pub const fn gdt_base(at: u64) -> u64 {
         at.wrapping_add(offset_of!(Self, gdt) as u64)
     }
 
@@ -274,6 +274,8 @@ fn handler(vector: usize) -> u64 {
 }
 
 const GENERAL_PROTECTION: u64 = 13;
+/// #SX: on AMD's processors an INIT that was redirected. Nobody may have sent one; it is dropped.
+const SECURITY: u64 = 30;
 
 /// Every exception in the hypervisor but NMI and machine check: either an instruction with a fix-up (1), or our own fault
 /// (0), which [`crate::cpu::recovery`] sees to.
@@ -284,7 +286,7 @@ extern "sysv64" fn mend(frame: &mut ExceptionFrame) -> u32 {
         frame.rip = next;
         return 1;
     }
-    0
+    u32::from(frame.vector == SECURITY)
 }
 
 /// Runs `work` with the interrupt descriptor table at `table` (256 gates), then loads this CPU's own again.

@@ -269,6 +269,12 @@ pub trait GuestState: Copy + Debug {
     /// Whether the guest exits with [`Exit::NmiWindow`] as soon as it can take an NMI.
     fn set_nmi_window(self, on: bool);
 
+    /// What a register holds that is kept in the control block and that the guest reaches by exits only
+    /// ([`MsrLayout::KEPT`]). `None`: not such a register.
+    fn kept_msr(self, register: u32) -> Option<u64>;
+    /// Writes such a register. `Some(false)`: the processor would raise #GP.
+    fn set_kept_msr(self, register: u32, value: u64) -> Option<bool>;
+
     /// Root of the nested page table.
     fn nested_root(self) -> HostPhysical;
     /// Drops all translations of this CPU's guest, its own and the nested ones.
@@ -382,6 +388,13 @@ pub trait Virtualization: Debug + Sized {
     fn exit_soon(&mut self);
     /// Of [`Exit::Asked`]: it was once.
     fn exited_soon(&mut self);
+    /// Levels of nested page tables.
+    fn nested_levels() -> u32;
+    /// Takes external interrupts for a moment.
+    ///
+    /// # Safety
+    /// The interrupt descriptor table has a handler for each vector.
+    unsafe fn take_interrupts();
     /// How the guest is entered next, for [`Self::enter`]; asked for once for each entry.
     fn next_entry(&mut self) -> u32;
     /// Enters the guest with the registers of the frame.

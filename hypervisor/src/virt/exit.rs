@@ -26,7 +26,7 @@ const RESUME: u32 = 0;
 /// Result of a first look: the exit is still to be served.
 pub const SLOW: u32 = 1;
 /// Result of a first look: served, but there are events.
-const EVENTS: u32 = 2;
+pub const EVENTS: u32 = 2;
 
 /// Ends an exit at the first look: behind the instruction, and a look into the mailbox.
 #[inline(always)]

@@ -10,6 +10,8 @@ pub mod contract;
 pub mod entry;
 pub mod exit;
 pub mod state;
+#[cfg(any(feature = "svm", not(target_os = "none")))]
+pub mod svm;
 #[cfg(any(not(feature = "svm"), not(target_os = "none")))]
 pub mod vmx;
 
@@ -22,6 +24,10 @@ compile_error!("an image is for one vendor: either `vmx` or `svm`");
 /// One CPU's use of the vendor's extension.
 #[cfg(not(feature = "svm"))]
 pub type Current = vmx::Vmx;
+
+/// One CPU's use of the vendor's extension.
+#[cfg(feature = "svm")]
+pub type Current = svm::Svm;
 
 /// What the current control block says of the guest.
 pub type Guest = <Current as Virtualization>::Guest;

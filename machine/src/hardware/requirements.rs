@@ -357,7 +357,7 @@ pub const REQUIREMENTS: [Requirement; 34] = [
 ];
 
 /// Whether this version of Gaol has a hypervisor for SVM (the same test looks).
-pub const HAS_SVM: bool = false;
+pub const HAS_SVM: bool = true;
 
 /// Bits of CR4 that the hypervisor knows, by their names. Linux may have set any of them.
 pub const CR4_KNOWN: [(u32, &str); 21] = [

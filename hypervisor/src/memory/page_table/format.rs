@@ -123,6 +123,55 @@ impl Format for Ept {
     }
 }
 
+/// Nested page tables of SVM: AMD64 Architecture Programmer's Manual, volume 2, "Nested Paging". All accesses of a guest
+/// count as a user's.
+///
+/// Memory is write-back as far as the tables go: the processor combines that with its MTRRs, which stay as they were at the
+/// launch, and with the guest's PAT, as on bare hardware. The type is kept in bits that processors ignore, so that no leaf
+/// covers memory of two.
+#[derive(Clone, Copy, Debug)]
+pub struct Npt;
+
+const NPT_PRESENT: u64 = 1;
+const NPT_WRITE: u64 = 1 << 1;
+const NPT_USER: u64 = 1 << 2;
+const NPT_TYPE_SHIFT: u32 = 9;
+const NPT_NO_EXECUTE: u64 = 1 << 63;
+
+impl Format for Npt {
+    type Input = GuestPhysical;
+    const PRESENT: u64 = NPT_PRESENT;
+    const TABLE: u64 = NPT_PRESENT | NPT_WRITE | NPT_USER;
+    const HARDWARE_BITS: u64 = 1 << 5 | 1 << 6;
+
+    #[inline]
+    fn leaf(attributes: Attributes) -> u64 {
+        let kind = u64::from(attributes.memory_type.0 & 7) << NPT_TYPE_SHIFT;
+        let mut entry = NPT_PRESENT | NPT_USER | kind;
+        if attributes.access.contains(Access::WRITE) {
+            entry |= NPT_WRITE;
+        }
+        if !attributes.access.contains(Access::EXECUTE) {
+            entry |= NPT_NO_EXECUTE;
+        }
+        entry
+    }
+
+    #[inline]
+    fn attributes(entry: u64) -> Attributes {
+        let mut access = Access::READ;
+        access.set(Access::WRITE, entry & NPT_WRITE != 0);
+        access.set(Access::EXECUTE, entry & NPT_NO_EXECUTE == 0);
+        let kind = (entry >> NPT_TYPE_SHIFT) as u8 & 7;
+        Attributes::new(access, MemoryType(kind))
+    }
+
+    #[inline]
+    fn reaches(input: GuestPhysical, bits: u32) -> bool {
+        Ept::reaches(input, bits)
+    }
+}
+
 /// The processor's own page tables in long mode, as the hypervisor uses them for itself: SDM, "4-Level Paging and
 /// 5-Level Paging". All pages are the supervisor's and none is global.
 ///
@@ -208,6 +257,24 @@ mod tests {
     }
 
     #[test]
+    fn npt_entries_have_the_bits_of_the_manual() {
+        let rwx = Attributes::new(Access::all(), MemoryType::WriteBack);
+        let kinds = 7 << 9;
+        assert_eq!(Npt::leaf(rwx) & !kinds, 0b111);
+        let r = Attributes::new(Access::READ, MemoryType::Uncacheable);
+        assert_eq!(Npt::leaf(r), 0x8000_0000_0000_0005);
+        let rw = Attributes::new(Access::READ | Access::WRITE, MemoryType::WriteCombining);
+        assert_eq!(Npt::leaf(rw) & !kinds, 0x8000_0000_0000_0007);
+        // Neither PWT nor PCD, nor what is PAT in a leaf of 4 KiB and of larger ones; the user bit always.
+        for attributes in all_attributes() {
+            let entry = Npt::leaf(attributes);
+            assert_eq!(entry & (1 << 3 | 1 << 4 | 1 << 7 | 1 << 12), 0);
+            assert_eq!(entry & 0b101, 0b101);
+        }
+        assert_eq!(Npt::TABLE, 0b111);
+    }
+
+    #[test]
     fn host_entries_have_the_bits_of_the_manual() {
         let code = Attributes::new(Access::READ | Access::EXECUTE, MemoryType::WriteBack);
         assert_eq!(Host::leaf(code), 0x1);
@@ -225,10 +292,16 @@ mod tests {
                 ..attributes
             };
             assert_eq!(Ept::attributes(Ept::leaf(attributes)), expected);
+            assert_eq!(Npt::attributes(Npt::leaf(attributes)), expected);
             let host = Host::attributes(Host::leaf(attributes));
             assert_eq!(host.access, expected.access);
             assert_eq!(Host::leaf(host), Host::leaf(attributes));
-            for bits in [Ept::leaf(attributes), Host::leaf(attributes)] {
+            let leaves = [
+                Ept::leaf(attributes),
+                Npt::leaf(attributes),
+                Host::leaf(attributes),
+            ];
+            for bits in leaves {
                 assert_eq!(bits & (ADDRESS_MASK | LARGE | HOLE), 0);
             }
         }

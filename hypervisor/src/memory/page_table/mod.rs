@@ -28,7 +28,7 @@ mod update;
 use core::marker::PhantomData;
 
 pub use far::{Far, FarReserve};
-pub use format::{Access, Attributes, Ept, Format, Host, LARGE};
+pub use format::{Access, Attributes, Ept, Format, Host, LARGE, Npt};
 pub use redirect::Scratch;
 pub use tables::{ENTRIES, Entries, TableMemory, Tables};
 

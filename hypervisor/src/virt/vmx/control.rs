@@ -11,7 +11,7 @@ use super::capabilities::Controls;
 use super::entry::{enter, nmi, vm_exit};
 use super::fields::{ACTIVITY_ACTIVE, ACTIVITY_HLT, Field, PinBased};
 use super::guest::{Current, write_segment};
-use super::instructions::{invalidate_all, read, write};
+use super::instructions::{interrupts_for_a_moment, invalidate_all, read, write};
 use super::maps::{MsrBitmap, PortBitmaps};
 use crate::cpu::TABLES_AT;
 use crate::cpu::window::Windows;
@@ -293,6 +293,15 @@ impl Virtualization for Vmx {
 
     fn exited_soon(&mut self) {
         write(Field::PinBasedControls, u64::from(self.controls.pin));
+    }
+
+    fn nested_levels() -> u32 {
+        4
+    }
+
+    unsafe fn take_interrupts() {
+        // SAFETY: the caller's promise.
+        unsafe { interrupts_for_a_moment() }
     }
 
     fn next_entry(&mut self) -> u32 {

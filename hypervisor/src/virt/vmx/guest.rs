@@ -447,6 +447,15 @@ impl GuestState for Current {
         );
     }
 
+    /// VM entries and exits switch all that a guest reaches.
+    fn kept_msr(self, _register: u32) -> Option<u64> {
+        None
+    }
+
+    fn set_kept_msr(self, _register: u32, _value: u64) -> Option<bool> {
+        None
+    }
+
     fn nested_root(self) -> HostPhysical {
         HostPhysical::new(read(Field::EptPointer) & ADDRESS_MASK)
     }

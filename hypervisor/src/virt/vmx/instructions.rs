@@ -91,3 +91,12 @@ pub fn invalidate_ept() {
         asm!("invept {}, [{}]", in(reg) INVEPT_ALL, in(reg) &raw const descriptor, options(nostack))
     };
 }
+
+/// Takes external interrupts.
+///
+/// # Safety
+/// The interrupt descriptor table has a handler for each vector.
+pub unsafe fn interrupts_for_a_moment() {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("sti", "nop", "nop", "nop", "cli", options(nostack)) };
+}

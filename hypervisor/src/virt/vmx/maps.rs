@@ -19,6 +19,7 @@ pub struct MsrBitmap;
 impl MsrLayout for MsrBitmap {
     type Bytes = [u8; 4096];
     const INTERCEPT_ALL: Self::Bytes = [u8::MAX; 4096];
+    const KEPT: &'static [u32] = &[];
     const COVERED: &'static [RangeInclusive<u32>] = &[0..=0x1fff, 0xc000_0000..=0xc000_1fff];
 
     fn position(msr: u32, direction: Direction) -> Option<(usize, u8)> {

@@ -1,0 +1,185 @@
+//! VMRUN, exits and the handler of NMIs in assembly.
+//!
+//! An exit saves the nine registers besides RAX that Rust code may change or that are guests' arguments, and calls
+//! [`super::exit::exit_fast`]; most exits end there and go straight back. Only when it says so the other five are added to the
+//! frame and [`super::exit::slow`] is called.
+//!
+//! From an exit to the next VMRUN the global interrupt flag is 0: NMIs and machine checks wait, so there is no race between the
+//! last look into the mailbox and the entry. VMRUN leaves FS, GS, TR, LDTR and the registers of SYSCALL, SYSENTER and SWAPGS as
+//! they are. The hypervisor uses none but TR, and that only where something is taken from another stack: so the first look
+//! works with the guest's, what comes behind it saves them (VMSAVE) and loads its own TR, and the way back loads them (VMLOAD).
+
+use core::arch::naked_asm;
+use core::mem::offset_of;
+
+use super::Svm;
+use super::control_block::{Clean, ControlBlock};
+use super::instructions::{HALT_OFFSET, wait};
+use crate::cpu::{PRIVATE_BASE, PerCpu, TABLES_AT, private};
+use crate::processor::tables::{DescriptorTables, TASK_SELECTOR};
+use crate::virt::entry::{Frame, HOST_STACK};
+use crate::virt::exit::EVENTS;
+
+const BLOCK: i64 = private::CONTROL_BLOCK as i64;
+const RAX: usize = offset_of!(ControlBlock, rax);
+/// The control block's physical address in [`PerCpu`].
+const PHYSICAL: usize = offset_of!(PerCpu, virtualization) + offset_of!(Svm, control_block);
+/// The byte of the own TSS' descriptor that says whether it is busy.
+const TASK_TYPE: i64 = DescriptorTables::gdt_base(TABLES_AT) as i64 + TASK_SELECTOR as i64 + 5;
+/// A note is a bit: its number.
+const ASKED: u32 = super::control_block::Notes::ASKED.bits().trailing_zeros();
+const NOTES: usize = offset_of!(ControlBlock, own);
+
+/// Behind VMRUN: every exit comes here, with RSP as it was before.
+#[unsafe(naked)]
+pub extern "sysv64" fn vm_exit() {
+    naked_asm!(
+        "push r11",
+        "push r10",
+        "push r9",
+        "push r8",
+        "push rdi",
+        "push rsi",
+        "push rbx",
+        "push rdx",
+        "push rcx",
+        "push qword ptr [{block} + {rax}]",
+        "mov rdi, {private}",
+        "mov rsi, rsp",
+        "call {fast}",
+        "test eax, eax",
+        "jnz 2f",
+        "pop qword ptr [{block} + {rax}]",
+        "pop rcx",
+        "pop rdx",
+        "pop rbx",
+        "pop rsi",
+        "pop rdi",
+        "pop r8",
+        "pop r9",
+        "pop r10",
+        "pop r11",
+        "mov rax, qword ptr [{private} + {physical}]",
+        "vmrun rax",
+        "jmp {vm_exit}",
+        "2:",
+        "mov edx, eax",
+        "mov rax, qword ptr [{private} + {physical}]",
+        "vmsave rax",
+        // LTR wants a TSS that is not busy.
+        "and byte ptr [{task_type}], 0xfd",
+        "mov ecx, {task}",
+        "ltr cx",
+        "mov [rsp + 80], rbp",
+        "mov [rsp + 88], r12",
+        "mov [rsp + 96], r13",
+        "mov [rsp + 104], r14",
+        "mov [rsp + 112], r15",
+        "mov rdi, {private}",
+        "mov rsi, rsp",
+        "call {slow}",
+        "mov rdi, rsp",
+        "mov esi, eax",
+        "jmp {enter}",
+        block = const BLOCK,
+        rax = const RAX,
+        private = const PRIVATE_BASE as i64,
+        physical = const PHYSICAL,
+        task_type = const TASK_TYPE,
+        task = const TASK_SELECTOR,
+        vm_exit = sym vm_exit,
+        fast = sym super::exit::exit_fast,
+        slow = sym super::exit::slow,
+        enter = sym enter,
+    )
+}
+
+/// Enters the guest with the registers of the frame; one that is parked (`parked` is not 0) is waited for instead.
+///
+/// # Safety
+/// The frame lies at the end of this CPU's stack and below it nothing is needed any more; the CPU is in operation and its
+/// control block is filled.
+#[unsafe(naked)]
+pub unsafe extern "sysv64" fn enter(frame: *const Frame, parked: u32) -> ! {
+    naked_asm!(
+        "clgi",
+        "mov rsp, rdi",
+        "test esi, esi",
+        "jnz 2f",
+        "pop qword ptr [{block} + {rax}]",
+        "pop rcx",
+        "pop rdx",
+        "pop rbx",
+        "pop rsi",
+        "pop rdi",
+        "pop r8",
+        "pop r9",
+        "pop r10",
+        "pop r11",
+        "pop rbp",
+        "pop r12",
+        "pop r13",
+        "pop r14",
+        "pop r15",
+        // An exit finds the stack as it is here, with room for the five that the first look leaves out.
+        "mov rsp, {stack}",
+        "mov rax, qword ptr [{private} + {physical}]",
+        "vmload rax",
+        "vmrun rax",
+        // What was to be flushed is, and what was read need not be read again.
+        "mov dword ptr [{block} + {flush}], 0",
+        "mov dword ptr [{block} + {clean}], {all}",
+        "jmp {vm_exit}",
+        "2:",
+        "mov rsp, {frame}",
+        "call {wait}",
+        "mov rdi, {private}",
+        "mov rsi, rsp",
+        "mov edx, {events}",
+        "call {slow}",
+        "mov rdi, rsp",
+        "mov esi, eax",
+        "jmp {enter}",
+        block = const BLOCK,
+        rax = const RAX,
+        private = const PRIVATE_BASE as i64,
+        physical = const PHYSICAL,
+        stack = const HOST_STACK as i64 - 40,
+        frame = const HOST_STACK as i64 - size_of::<Frame>() as i64,
+        flush = const offset_of!(ControlBlock, tlb_control),
+        clean = const offset_of!(ControlBlock, clean),
+        all = const Clean::all().bits(),
+        events = const EVENTS,
+        vm_exit = sym vm_exit,
+        wait = sym wait,
+        slow = sym crate::virt::exit::exit_slow,
+        enter = sym enter,
+    )
+}
+
+/// An NMI that hits the hypervisor is counted, unless the hypervisor has sent it for an exit. One that comes as [`wait`] is about
+/// to halt makes it go on.
+#[unsafe(naked)]
+pub extern "C" fn nmi() {
+    naked_asm!(
+        "push rax",
+        "lock btr dword ptr [{block} + {notes}], {asked}",
+        "jc 2f",
+        "lock inc dword ptr [{private} + {count}]",
+        "2:",
+        "lea rax, [rip + {wait} + {halt}]",
+        "cmp rax, [rsp + 8]",
+        "jne 3f",
+        "inc qword ptr [rsp + 8]",
+        "3:",
+        "pop rax",
+        "iretq",
+        block = const BLOCK,
+        notes = const NOTES,
+        asked = const ASKED,
+        private = const PRIVATE_BASE as i64,
+        count = const offset_of!(PerCpu, nmi_count),
+        wait = sym wait,
+        halt = const HALT_OFFSET,
+    )
+}
