@@ -225,9 +225,11 @@ structures! {
     config::SystemHeader {
         preamble, name, hypervisor_physical, hypervisor_size, console_kind, console_divisor, console_address,
         deadline_milliseconds, l3_ways, l2_ways, range_count, bar_count, root_memory_count, root_msr_count, cpu_count,
-        root_port_count, device_count, root_failure,
+        root_port_count, device_count, root_failure, iommu_count, iommu_source_count,
     }
     config::MachineRange { physical, size, kind, extent, number }
+    config::IommuUnit { registers, size, segment, flags }
+    config::IommuSource { address, unit, kind, segment, source }
     config::MachineCpu { apic_id, package, core, l2, l3, node, flags }
     config::MachineDevice { segment, function, group, flags, vendor, device, msi_vectors, msix_vectors }
     config::MachineBar { address, size, device, number, flags, reserved }
@@ -254,9 +256,14 @@ structures! {
     driver::MemoryOfferRequest { revision, block_count, blocks, block_size, outcome }
     public::WatchdogRecord { expired, heartbeat, time }
     public::RootFailure { count, kind, cpu, parked, address, time }
+    public::IommuState {
+        units, remapping, failed, functions, entries, entries_most, overruled, reserved, faults, lost,
+    }
+    public::DeviceFaults { source, cell, count, address, time, reason, flags }
     public::SystemPublic {
         abi_revision, cpu_count, frames_total, frames_used, last_outcome, tsc_khz, apic_khz, image_bytes, cells,
         restart_cycles, longest_pauses, watchdogs, root_failure, unprotected_cells,
+        iommus, device_faults,
     }
     public::RingHeader { written }
     public::FaultRecord {
@@ -300,6 +307,8 @@ constants! {
     config {
         SYSTEM_SIGNATURE, CELL_SIGNATURE, MAX_SIZE, MAX_CELL_SIZE, MAX_MEMORY_REGIONS, MAX_PORT_RANGES, MAX_MSRS, MAX_ROOT_MSRS,
         MAX_INTERRUPTS, MAX_DEVICES, DEFAULT_DEVICE_VECTORS, MAX_MACHINE_RANGES, MAX_MACHINE_DEVICES, MAX_MACHINE_BARS, CPU_WORDS,
+        MAX_IOMMUS, MAX_IOMMU_SOURCES, IOMMU_INCLUDES_ALL, IOMMU_SOURCE_FUNCTION, IOMMU_SOURCE_IO_APIC, IOMMU_SOURCE_HPET,
+        IOMMU_SOURCE_RESERVED,
         CHECKSUM_OFFSET, SYSTEM_STRICT_ROOT, SYSTEM_DESCRIBES_MACHINE, RANGE_RAM, RANGE_IO_APIC,
         RANGE_PCI_CONFIGURATION, RANGE_IOMMU, RANGE_RESERVED_DMA, MACHINE_CPU_SMIS, MACHINE_DEVICE_BRIDGE,
         MACHINE_BAR_PORTS, MACHINE_BAR_64, MACHINE_BAR_PREFETCHABLE, VIOLATION_PARK_CPU, VIOLATION_PARK_CELL,
@@ -319,7 +328,10 @@ constants! {
         CPUID_SIGNATURE_LEAF, CPUID_FEATURES_LEAF, CPUID_SIGNATURE, SCRUB_CHUNK, DESTROY_FORCE, CPU_RUNNING,
         CPU_FAILED, JAILHOUSE_COUNTERS,
     }
-    public { FAULT_TRACE, FAULT_FILE, PAUSES, RING_PAGES, RING_OFFSET, RING_TEXT, CPU_OFFSET, RING_TEXT_OFFSET }
+    public {
+        MAX_FAULTY_DEVICES, DEVICE_QUARANTINED, DEVICE_FAULT_READ,
+        FAULT_TRACE, FAULT_FILE, PAUSES, RING_PAGES, RING_OFFSET, RING_TEXT, CPU_OFFSET, RING_TEXT_OFFSET,
+    }
     exit {
         COUNTERS, COUNTER_KICKS, COUNTER_ROOT_VIOLATIONS, COUNTER_XAPIC_WRITES, COUNTER_X2APIC_ICR,
         COUNTER_GUEST_NMIS, COUNTER_DROPPED_IPIS, COUNTER_DROPPED_NMIS, FIRST_DERIVED_COUNTER,
@@ -360,7 +372,7 @@ enumerations! {
     }
     outcome::MachineFault {
         RangePlace, RangeKind, PciConfigurationSize, IoApicPins, HypervisorOnRange, Cpu, DeviceOrder, BarDevice, BarPlace,
-        HypervisorOnBar, HypervisorPlace,
+        HypervisorOnBar, HypervisorPlace, Iommu, IommuSource,
     }
     outcome::Unsupported { RemappedInterrupts, CacheWays }
     outcome::Reason {
@@ -376,6 +388,7 @@ enumerations! {
         MemoryIsIommus, MemoryIsReservedDma, DmaOutsideMemory, MemoryIsDevices, SharedRegionDiffers, Unsupported,
         OtherMachine, MachineInvalid, MemoryUnknown, RestartTooLarge, HypervisorFault,
         TooManyDevices, DeviceDiffers, DeviceStuck, UnprotectedDma, DeviceNotTaken, DeviceGone,
+        IommuInUse, IommuCapability, IommuStuck, IommuSources, DeviceHasReservedDma, IommuFull,
     }
     communication::CellState { Running, RunningLocked, ShutDown, Failed, FailedRevision }
     communication::Message { None, ShutdownRequest, ReconfigCompleted }

@@ -37,6 +37,10 @@ pub const MAX_MACHINE_RANGES: usize = 256;
 pub const MAX_MACHINE_DEVICES: usize = 768;
 /// Most base address registers in the description of a machine.
 pub const MAX_MACHINE_BARS: usize = 1024;
+/// Most IOMMUs.
+pub const MAX_IOMMUS: usize = 32;
+/// Most devices that IOMMUs and reserved memory are told of.
+pub const MAX_IOMMU_SOURCES: usize = 1024;
 /// Words of the CPU bitmap.
 pub const CPU_WORDS: usize = crate::MAX_CPUS / 64;
 
@@ -76,7 +80,7 @@ pub const SYSTEM_STRICT_ROOT: u32 = 1;
 pub const SYSTEM_DESCRIBES_MACHINE: u32 = 2;
 
 /// The configuration of the hypervisor and the root cell. The arrays, in this order: [`MachineRange`]s, [`MachineBar`]s,
-/// the root's [`MemoryRegion`]s and [`MsrAccess`]es, [`MachineCpu`]s, the root's [`PortRange`]s, [`MachineDevice`]s.
+/// [`IommuUnit`]s, [`IommuSource`]s, the root's [`MemoryRegion`]s and [`MsrAccess`]es, [`MachineCpu`]s, the root's [`PortRange`]s, [`MachineDevice`]s.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct SystemHeader {
@@ -117,6 +121,10 @@ pub struct SystemHeader {
     pub device_count: u32,
     /// `ROOT_FAILURE_…`: what becomes of the machine when Linux fails.
     pub root_failure: u32,
+    /// [`IommuUnit`]s.
+    pub iommu_count: u32,
+    /// [`IommuSource`]s.
+    pub iommu_source_count: u32,
 }
 
 /// [`MachineRange::kind`]: RAM; `number` is the NUMA node.
@@ -218,6 +226,49 @@ pub struct MachineBar {
     pub flags: u8,
     /// Zero.
     pub reserved: u32,
+}
+
+/// [`IommuUnit::flags`]: the unit has all functions of its segment that no other one has.
+pub const IOMMU_INCLUDES_ALL: u16 = 1;
+
+/// An IOMMU of Intel's (VT-d), as the firmware's table tells of it. Its registers are a [`RANGE_IOMMU`] as well.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct IommuUnit {
+    /// Address of its registers, page-aligned.
+    pub registers: u64,
+    /// Their bytes, whole pages.
+    pub size: u32,
+    /// PCI segment group of the functions behind it.
+    pub segment: u16,
+    /// `IOMMU_…`.
+    pub flags: u16,
+}
+
+/// [`IommuSource::kind`]: a PCI function behind the unit.
+pub const IOMMU_SOURCE_FUNCTION: u16 = 1;
+/// [`IommuSource::kind`]: an IOAPIC whose interrupts the unit remaps; `address` is that of its registers.
+pub const IOMMU_SOURCE_IO_APIC: u16 = 2;
+/// [`IommuSource::kind`]: an HPET whose interrupts the unit remaps.
+pub const IOMMU_SOURCE_HPET: u16 = 3;
+/// [`IommuSource::kind`]: a PCI function that uses reserved memory, whoever has it; `address` is where that begins, and
+/// `unit` 0.
+pub const IOMMU_SOURCE_RESERVED: u16 = 4;
+
+/// Who sends requests through an IOMMU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct IommuSource {
+    /// By kind, else 0.
+    pub address: u64,
+    /// Index of the [`IommuUnit`].
+    pub unit: u16,
+    /// `IOMMU_SOURCE_…`.
+    pub kind: u16,
+    /// PCI segment group.
+    pub segment: u16,
+    /// What it calls itself: bus << 8 | device << 3 | function.
+    pub source: u16,
 }
 
 /// The cell may print with hypercall 8, and its communication region tells it to.

@@ -191,6 +191,19 @@ pub enum Reason {
     DeviceNotTaken = 134,
     /// The PCI function has gone \[segment << 16 | function\].
     DeviceGone = 135,
+    // IOMMUs
+    /// Linux has an IOMMU translate DMA \[address of its registers\].
+    IommuInUse = 140,
+    /// An IOMMU lacks what Gaol needs of it \[address of its registers\].
+    IommuCapability = 141,
+    /// An IOMMU did not do in time what it was told \[address of its registers\].
+    IommuStuck = 142,
+    /// Linux has an IOMMU remap interrupts without a look at who sends them \[address of its registers\].
+    IommuSources = 143,
+    /// Firmware or the function itself reaches memory by DMA, whoever has the function \[segment << 16 | function\].
+    DeviceHasReservedDma = 144,
+    /// No IOMMU has as many interrupt entries, or knows of as many functions of cells \[segment << 16 | function\].
+    IommuFull = 145,
 }
 
 /// What [`Reason::MachineInvalid`] is about.
@@ -220,6 +233,11 @@ pub enum MachineFault {
     HypervisorOnBar = 10,
     /// The hypervisor's memory ends beyond the addresses that a CPU can form, or lies on an interrupt controller.
     HypervisorPlace = 11,
+    /// An IOMMU's registers are no whole pages, or another one's, or the hypervisor's memory, or it has flags that do not
+    /// exist; or there are two for all functions of a segment.
+    Iommu = 12,
+    /// A device is behind an IOMMU that is not listed, or of another segment, or behind two, or of no kind.
+    IommuSource = 13,
 }
 
 /// What [`Reason::Unsupported`] is about.

@@ -54,6 +54,69 @@ pub struct SystemPublic {
     pub root_failure: RootFailure,
     /// Cells of which a PCI function may be bus master with no IOMMU in front of it: bit n for the cell n.
     pub unprotected_cells: u64,
+    /// The IOMMUs.
+    pub iommus: IommuState,
+    /// What devices tried that their IOMMU stopped, each device once, in the order in which they began.
+    pub device_faults: [DeviceFaults; MAX_FAULTY_DEVICES],
+}
+
+/// Length of [`SystemPublic::device_faults`]. Faults of further devices are counted in [`IommuState::faults`] only.
+pub const MAX_FAULTY_DEVICES: usize = 16;
+
+/// The IOMMUs that the hypervisor has, and what cells have of them.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct IommuState {
+    /// Units that translate DMA.
+    pub units: u32,
+    /// Of these, units that remap interrupts as well.
+    pub remapping: u32,
+    /// Units that did not do what they were told.
+    pub failed: u32,
+    /// Functions that are a cell's.
+    pub functions: u32,
+    /// Interrupt entries that cells have.
+    pub entries: u32,
+    /// Interrupt entries that cells could have.
+    pub entries_most: u32,
+    /// Interrupt entries of the root that don't count as they were written, since they reach others or can be used by
+    /// others.
+    pub overruled: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Faults of devices.
+    pub faults: u64,
+    /// How often a unit had more faults than it could record.
+    pub lost: u64,
+}
+
+/// The device is kept from all memory since it had too many faults in too short a time.
+pub const DEVICE_QUARANTINED: u32 = 1;
+/// The last fault was a read; without it a write, or an interrupt.
+pub const DEVICE_FAULT_READ: u32 = 2;
+
+/// What a device tried.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct DeviceFaults {
+    /// Segment << 16 | bus << 8 | device << 3 | function.
+    pub source: u32,
+    /// Id of the cell that had it at its last fault.
+    pub cell: u32,
+    /// Faults that were recorded; 0: the rest means nothing.
+    pub count: u64,
+    /// Address of the last one; of an interrupt, the index of its entry.
+    pub address: u64,
+    /// Time stamp counter at the look that found it.
+    pub time: u64,
+    /// Why, as VT-d counts the reasons; from 0x20 on of interrupts.
+    pub reason: u32,
+    /// `DEVICE_…`.
+    pub flags: u32,
 }
 
 /// Why a CPU of the root cell is away for longer than an ordinary exit.

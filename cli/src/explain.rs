@@ -452,6 +452,38 @@ fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
                 "Look at the hardware, and let Linux find it again: echo 1 > /sys/bus/pci/devices/{function}/remove; echo 1 > /sys/bus/pci/rescan"
             ),
         ),
+        Reason::DeviceHasReservedDma => words(
+            format!(
+                "PCI function {function} uses memory that the firmware keeps for it, whoever has the function"
+            ),
+            "Leave it to the root cell.",
+        ),
+        Reason::IommuFull => words(
+            format!(
+                "the IOMMU of PCI function {function} has no interrupt entries left for it, or cells have too many functions"
+            ),
+            "Write fewer `vectors`, or give cells fewer PCI functions.",
+        ),
+        Reason::IommuInUse => words(
+            format!("Linux has the IOMMU at {detail:#x} translate DMA"),
+            "Boot Linux with `intel_iommu=off`: Gaol then has the IOMMU, and Linux goes on to remap its interrupts.",
+        ),
+        Reason::IommuSources => words(
+            format!(
+                "Linux has the IOMMU at {detail:#x} remap interrupts without a look at who sends them"
+            ),
+            "Boot Linux without `intremap=nosid`.",
+        ),
+        Reason::IommuCapability => words(
+            format!(
+                "the IOMMU at {detail:#x} has no invalidation queue, or no tables that reach all memory"
+            ),
+            "Turn VT-d off in the firmware: cells can then have devices only where they are trusted.",
+        ),
+        Reason::IommuStuck => words(
+            format!("the IOMMU at {detail:#x} did not do in time what it was told"),
+            "Reboot. If that does not help, turn VT-d off in the firmware.",
+        ),
         Reason::DeviceGroupSplit => words(
             format!(
                 "a PCI function can't be kept apart from {function}, which the cell does not have"

@@ -20,12 +20,13 @@ use gaol_abi::checksum::crc32_with_hole;
 use gaol_abi::config::{
     AssignedDevice, CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, CELL_SIGNATURE,
     CELL_UNPROTECTED_DMA, CHECKSUM_OFFSET, CONSOLE_NONE, CONSOLE_UART_PORT, CellHeader,
-    DEVICE_ALL_FLAGS, Interrupt, MAX_CELL_SIZE, MAX_DEVICES, MAX_INTERRUPTS, MAX_MACHINE_BARS,
-    MAX_MACHINE_DEVICES, MAX_MACHINE_RANGES, MAX_MEMORY_REGIONS, MAX_MSRS, MAX_PORT_RANGES,
-    MAX_ROOT_MSRS, MAX_SIZE, MEMORY_ALL_FLAGS, MEMORY_COMMUNICATION, MSR_ALL_FLAGS, MachineBar,
-    MachineCpu, MachineDevice, MachineRange, MemoryRegion, MsrAccess, PortRange, Preamble,
-    ROOT_FAILURE_RESET, SYSTEM_DESCRIBES_MACHINE, SYSTEM_SIGNATURE, SYSTEM_STRICT_ROOT,
-    SystemHeader, VIOLATION_PARK_CELL, WATCHDOG_HALT, WATCHDOG_RECORD,
+    DEVICE_ALL_FLAGS, Interrupt, IommuSource, IommuUnit, MAX_CELL_SIZE, MAX_DEVICES,
+    MAX_INTERRUPTS, MAX_IOMMU_SOURCES, MAX_IOMMUS, MAX_MACHINE_BARS, MAX_MACHINE_DEVICES,
+    MAX_MACHINE_RANGES, MAX_MEMORY_REGIONS, MAX_MSRS, MAX_PORT_RANGES, MAX_ROOT_MSRS, MAX_SIZE,
+    MEMORY_ALL_FLAGS, MEMORY_COMMUNICATION, MSR_ALL_FLAGS, MachineBar, MachineCpu, MachineDevice,
+    MachineRange, MemoryRegion, MsrAccess, PortRange, Preamble, ROOT_FAILURE_RESET,
+    SYSTEM_DESCRIBES_MACHINE, SYSTEM_SIGNATURE, SYSTEM_STRICT_ROOT, SystemHeader,
+    VIOLATION_PARK_CELL, WATCHDOG_HALT, WATCHDOG_RECORD,
 };
 use gaol_abi::outcome::Reason;
 use gaol_abi::{ABI_REVISION, NAME_LENGTH};
@@ -176,6 +177,8 @@ pub struct SystemView<'a> {
     header: &'a SystemHeader,
     ranges: &'a [MachineRange],
     bars: &'a [MachineBar],
+    iommus: &'a [IommuUnit],
+    iommu_sources: &'a [IommuSource],
     root_memory: &'a [MemoryRegion],
     root_msrs: &'a [MsrAccess],
     cpus: &'a [MachineCpu],
@@ -204,6 +207,8 @@ impl<'a> SystemView<'a> {
             header,
             ranges: arrays.take(header.range_count, MAX_MACHINE_RANGES)?,
             bars: arrays.take(header.bar_count, MAX_MACHINE_BARS)?,
+            iommus: arrays.take(header.iommu_count, MAX_IOMMUS)?,
+            iommu_sources: arrays.take(header.iommu_source_count, MAX_IOMMU_SOURCES)?,
             root_memory: arrays.take(header.root_memory_count, MAX_MEMORY_REGIONS)?,
             root_msrs: arrays.take(header.root_msr_count, MAX_ROOT_MSRS)?,
             cpus: arrays.take(header.cpu_count, MAX_CPUS)?,
@@ -241,6 +246,18 @@ impl<'a> SystemView<'a> {
     #[must_use]
     pub fn bars(&self) -> &'a [MachineBar] {
         self.bars
+    }
+
+    /// IOMMUs.
+    #[must_use]
+    pub fn iommus(&self) -> &'a [IommuUnit] {
+        self.iommus
+    }
+
+    /// Who sends requests through the IOMMUs.
+    #[must_use]
+    pub fn iommu_sources(&self) -> &'a [IommuSource] {
+        self.iommu_sources
     }
 
     /// Memory of a strict root cell.

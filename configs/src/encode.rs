@@ -4,13 +4,14 @@
 //! sense is for the [`crate::compile`]r and the [`crate::ledger`] to see to.
 
 use gaol_abi::config::{
-    AssignedDevice, CELL_SIGNATURE, CHECKSUM_OFFSET, CPU_WORDS, CellHeader, Interrupt, MachineBar,
-    MachineCpu, MachineDevice, MachineRange, MemoryRegion, MsrAccess, PortRange, Preamble,
-    SYSTEM_SIGNATURE, SystemHeader,
+    AssignedDevice, CELL_SIGNATURE, CHECKSUM_OFFSET, CPU_WORDS, CellHeader, Interrupt, IommuSource,
+    IommuUnit, MachineBar, MachineCpu, MachineDevice, MachineRange, MemoryRegion, MsrAccess,
+    PortRange, Preamble, SYSTEM_SIGNATURE, SystemHeader,
 };
 use gaol_abi::{ABI_REVISION, NAME_LENGTH, checksum::crc32_with_hole};
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::binary::SystemView;
 use crate::cpu_set::CpuSet;
 
 /// A configuration file in memory, aligned so that it can be read in place.
@@ -87,6 +88,10 @@ pub struct System {
     pub ranges: Vec<MachineRange>,
     /// Base address registers.
     pub bars: Vec<MachineBar>,
+    /// IOMMUs.
+    pub iommus: Vec<IommuUnit>,
+    /// Who sends requests through them.
+    pub iommu_sources: Vec<IommuSource>,
     /// Memory of a strict root cell.
     pub root_memory: Vec<MemoryRegion>,
     /// Registers of a strict root cell.
@@ -106,11 +111,32 @@ impl Default for System {
             flags: 0,
             ranges: Vec::new(),
             bars: Vec::new(),
+            iommus: Vec::new(),
+            iommu_sources: Vec::new(),
             root_memory: Vec::new(),
             root_msrs: Vec::new(),
             cpus: Vec::new(),
             root_ports: Vec::new(),
             devices: Vec::new(),
+        }
+    }
+}
+
+impl From<&SystemView<'_>> for System {
+    /// What a binary configuration says.
+    fn from(view: &SystemView<'_>) -> Self {
+        Self {
+            header: *view.header(),
+            flags: view.header().preamble.flags,
+            ranges: view.ranges().to_vec(),
+            bars: view.bars().to_vec(),
+            iommus: view.iommus().to_vec(),
+            iommu_sources: view.iommu_sources().to_vec(),
+            root_memory: view.root_memory().to_vec(),
+            root_msrs: view.root_msrs().to_vec(),
+            cpus: view.machine_cpus().to_vec(),
+            root_ports: view.root_ports().to_vec(),
+            devices: view.devices().to_vec(),
         }
     }
 }
@@ -123,6 +149,8 @@ impl System {
             preamble: preamble(SYSTEM_SIGNATURE, self.flags),
             range_count: count(self.ranges.len()),
             bar_count: count(self.bars.len()),
+            iommu_count: count(self.iommus.len()),
+            iommu_source_count: count(self.iommu_sources.len()),
             root_memory_count: count(self.root_memory.len()),
             root_msr_count: count(self.root_msrs.len()),
             cpu_count: count(self.cpus.len()),
@@ -134,6 +162,8 @@ impl System {
         for array in [
             self.ranges.as_bytes(),
             self.bars.as_bytes(),
+            self.iommus.as_bytes(),
+            self.iommu_sources.as_bytes(),
             self.root_memory.as_bytes(),
             self.root_msrs.as_bytes(),
             self.cpus.as_bytes(),

@@ -22,6 +22,8 @@ pub mod encode;
 #[cfg(feature = "std")]
 pub mod explain;
 #[cfg(feature = "std")]
+pub mod iommu;
+#[cfg(feature = "std")]
 pub mod jailhouse;
 #[cfg(feature = "std")]
 pub mod json_schema;

@@ -7,11 +7,12 @@ use core::mem::{offset_of, size_of};
 
 use gaol_abi::ABI_REVISION;
 use gaol_abi::config::{
-    AssignedDevice, CELL_SIGNATURE, CellHeader, Interrupt, MAX_CELL_SIZE, MAX_DEVICES,
-    MAX_INTERRUPTS, MAX_MACHINE_BARS, MAX_MACHINE_DEVICES, MAX_MACHINE_RANGES, MAX_MEMORY_REGIONS,
-    MAX_MSRS, MAX_PORT_RANGES, MAX_ROOT_MSRS, MAX_SIZE, MEMORY_ROOT_SHARED, MEMORY_SHARED,
-    MSR_PER_CPU, MSR_WRITE, MachineBar, MachineCpu, MachineDevice, MachineRange, MemoryRegion,
-    MsrAccess, PortRange, Preamble, SYSTEM_SIGNATURE, SystemHeader,
+    AssignedDevice, CELL_SIGNATURE, CellHeader, Interrupt, IommuSource, IommuUnit, MAX_CELL_SIZE,
+    MAX_DEVICES, MAX_INTERRUPTS, MAX_IOMMU_SOURCES, MAX_IOMMUS, MAX_MACHINE_BARS,
+    MAX_MACHINE_DEVICES, MAX_MACHINE_RANGES, MAX_MEMORY_REGIONS, MAX_MSRS, MAX_PORT_RANGES,
+    MAX_ROOT_MSRS, MAX_SIZE, MEMORY_ROOT_SHARED, MEMORY_SHARED, MSR_PER_CPU, MSR_WRITE, MachineBar,
+    MachineCpu, MachineDevice, MachineRange, MemoryRegion, MsrAccess, PortRange, Preamble,
+    SYSTEM_SIGNATURE, SystemHeader,
 };
 use gaol_config::binary::physical_range;
 use gaol_config::check::any_machine;
@@ -24,7 +25,7 @@ use crate::{position, put, u32_at};
 /// An array of a configuration: where its count is, the most elements, and the bytes of each.
 type Array = (usize, usize, usize);
 
-const SYSTEM_ARRAYS: [Array; 7] = [
+const SYSTEM_ARRAYS: [Array; 9] = [
     (
         offset_of!(SystemHeader, range_count),
         MAX_MACHINE_RANGES,
@@ -34,6 +35,16 @@ const SYSTEM_ARRAYS: [Array; 7] = [
         offset_of!(SystemHeader, bar_count),
         MAX_MACHINE_BARS,
         size_of::<MachineBar>(),
+    ),
+    (
+        offset_of!(SystemHeader, iommu_count),
+        MAX_IOMMUS,
+        size_of::<IommuUnit>(),
+    ),
+    (
+        offset_of!(SystemHeader, iommu_source_count),
+        MAX_IOMMU_SOURCES,
+        size_of::<IommuSource>(),
     ),
     (
         offset_of!(SystemHeader, root_memory_count),

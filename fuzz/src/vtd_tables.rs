@@ -404,6 +404,7 @@ impl State {
             vector: input.byte(),
             destination: u32::from(input.word()) << if flags & 2 == 0 { 0 } else { 16 },
             level_triggered: flags & 1 != 0,
+            nmi: false,
         };
         let is_own = |apic: u32| apic.is_multiple_of(2);
         let result = self.interrupts.set(&self.arena, index, interrupt, is_own);

@@ -144,6 +144,38 @@ pub fn for_this_machine(host: &Host, asides: &mut dyn Write) -> (System, &'stati
     }
 }
 
+/// The configuration in binary form, with the IOMMUs of this machine; what can't be said of them is told on `asides`.
+pub fn with_iommus(host: &Host, system: &System, asides: &mut dyn Write) -> Vec<u8> {
+    let mut problems = Vec::new();
+    // Without a table there is nothing to read, which takes a while.
+    let has_table = |source: &Source| {
+        let mut tables = ["DMAR", "IVRS"].into_iter();
+        tables.any(|table| source.exists(&format!("/sys/firmware/acpi/tables/{table}")))
+    };
+    let machine = source(host, None)
+        .ok()
+        .filter(has_table)
+        .map(|source| Machine::read_what_can_be(&source, &mut problems))
+        .unwrap_or_default();
+    let mut notes: Vec<String> = problems
+        .iter()
+        .filter(|problem| problem.subject() == "ACPI table DMAR")
+        .map(|problem| format!("{problem} No IOMMU is used."))
+        .collect();
+    if machine.has_amd_iommu {
+        notes.push(
+            "Gaol drives IOMMUs of Intel's kind only, and not this machine's of AMD's: functions of cells are not isolated.".to_owned(),
+        );
+    }
+    let iommu = machine.iommu.as_ref();
+    let io_apics = &machine.interrupts.io_apics;
+    let binary = gaol_config::iommu::with_iommus(&system.view(), iommu, io_apics, &mut notes);
+    for note in notes {
+        let _ = writeln!(asides, "note: {note}");
+    }
+    binary.bytes().to_vec()
+}
+
 /// Refuses a configuration that describes another machine.
 ///
 /// # Errors

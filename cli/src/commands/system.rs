@@ -36,7 +36,10 @@ pub fn enable(
         }
     };
     let (bytes, facts) = match (&system, &arguments.system) {
-        (Some(system), _) => (system.bytes().to_vec(), host.facts_of_system(system)),
+        (Some(system), _) => (
+            create::with_iommus(host, system, asides),
+            host.facts_of_system(system),
+        ),
         (None, Some(path)) => (unchecked(path)?, host.facts(None)),
         (None, None) => (Vec::new(), host.facts(None)),
     };

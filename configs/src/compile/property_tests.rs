@@ -397,6 +397,8 @@ prop_compose! {
             bars.extend(own.into_iter().map(|bar| MachineBar { device: index, ..bar }));
         }
         encode::System {
+            iommus: Vec::new(),
+            iommu_sources: Vec::new(),
             header: SystemHeader {
                 name,
                 hypervisor_physical: place << 21,

@@ -78,6 +78,10 @@ impl Explainer<'_> {
                 );
             }
             MachineFault::Cpu => &places.cpus,
+            // They stand in no file.
+            MachineFault::Iommu | MachineFault::IommuSource => {
+                return (None, self.machine_words(fault, index));
+            }
             MachineFault::DeviceOrder => &places.devices,
             MachineFault::BarDevice | MachineFault::BarPlace | MachineFault::HypervisorOnBar => {
                 &places.bars
@@ -140,6 +144,14 @@ impl Explainer<'_> {
                     "named before",
                 )
             }
+            MachineFault::Iommu => (
+                format!("IOMMU {index} of the firmware's table is not possible"),
+                "not possible",
+            ),
+            MachineFault::IommuSource => (
+                format!("device {index} of the firmware's table of IOMMUs is not possible"),
+                "not possible",
+            ),
             MachineFault::BarDevice => (
                 format!("base address register {index} is of a PCI function that is not listed"),
                 "no such function",

@@ -5,9 +5,11 @@
 //! firmware and devices reach. Of these, its list may name PCI configuration space and that memory.
 
 use gaol_abi::config::{
-    MACHINE_BAR_64, MACHINE_BAR_PORTS, MACHINE_BAR_PREFETCHABLE, MACHINE_CPU_SMIS,
-    MACHINE_DEVICE_BRIDGE, MachineBar, MachineDevice, MachineRange, RANGE_IO_APIC,
-    RANGE_PCI_CONFIGURATION, RANGE_RAM, RANGE_RESERVED_DMA,
+    IOMMU_INCLUDES_ALL, IOMMU_SOURCE_FUNCTION, IOMMU_SOURCE_HPET, IOMMU_SOURCE_IO_APIC,
+    IOMMU_SOURCE_RESERVED, IommuSource, IommuUnit, MACHINE_BAR_64, MACHINE_BAR_PORTS,
+    MACHINE_BAR_PREFETCHABLE, MACHINE_CPU_SMIS, MACHINE_DEVICE_BRIDGE, MachineBar, MachineDevice,
+    MachineRange, RANGE_IO_APIC, RANGE_IOMMU, RANGE_PCI_CONFIGURATION, RANGE_RAM,
+    RANGE_RESERVED_DMA,
 };
 use gaol_abi::outcome::{MachineFault, Reason};
 
@@ -56,6 +58,12 @@ pub fn system_faults(machine: &Machine<'_>, found: &mut dyn FnMut(Refusal)) {
         let is_wrong =
             cpu.flags & !MACHINE_CPU_SMIS != 0 || before.any(|other| other.apic_id == cpu.apic_id);
         judge(is_wrong.then_some(MachineFault::Cpu), index);
+    }
+    for index in 0..system.iommus().len() {
+        judge(iommu_fault(machine, &system, index), index);
+    }
+    for index in 0..system.iommu_sources().len() {
+        judge(source_fault(&system, index), index);
     }
     let mut last = None;
     for (index, device) in system.devices().iter().enumerate() {
@@ -153,6 +161,62 @@ fn range_fault(
         }
         _ => None,
     }
+}
+
+/// The unit's registers are among the ranges too, where [`range_fault`] judges their place.
+fn iommu_fault(
+    machine: &Machine<'_>,
+    system: &SystemView<'_>,
+    index: usize,
+) -> Option<MachineFault> {
+    let (unit, before) = system.iommus().get(..=index)?.split_last()?;
+    let registers = |unit: &IommuUnit| Span::new(unit.registers, unit.size.into());
+    let is_placed = place(unit.registers, unit.size.into(), machine.physical_limit).is_some()
+        && (unit.registers | u64::from(unit.size)).is_multiple_of(gaol_abi::PAGE_SIZE);
+    let is_range = system.ranges().iter().any(|range| {
+        range.kind == RANGE_IOMMU
+            && range.physical == unit.registers
+            && range.size == u64::from(unit.size)
+    });
+    let is_for_all = |unit: &IommuUnit| unit.flags & IOMMU_INCLUDES_ALL != 0;
+    let is_second = before.iter().any(|other| {
+        registers(other).first_common(registers(unit)).is_some()
+            || other.segment == unit.segment && is_for_all(other) && is_for_all(unit)
+    });
+    let is_wrong = unit.flags & !IOMMU_INCLUDES_ALL != 0 || !is_placed || !is_range || is_second;
+    is_wrong.then_some(MachineFault::Iommu)
+}
+
+fn source_fault(system: &SystemView<'_>, index: usize) -> Option<MachineFault> {
+    let (source, before) = system.iommu_sources().get(..=index)?.split_last()?;
+    let unit = system.iommus().get(usize::from(source.unit));
+    let is_of_segment = unit.is_some_and(|unit| unit.segment == source.segment);
+    let is_second = |what: &dyn Fn(&IommuSource) -> bool| {
+        let mut same_kind = before.iter().filter(|other| other.kind == source.kind);
+        same_kind.any(what)
+    };
+    let is_right = match source.kind {
+        IOMMU_SOURCE_FUNCTION => {
+            let own = function_number(source.segment, source.source);
+            let is_own = |other: &IommuSource| function_number(other.segment, other.source) == own;
+            is_of_segment && source.address == 0 && !is_second(&is_own)
+        }
+        IOMMU_SOURCE_IO_APIC => {
+            is_of_segment
+                && source.address != 0
+                && !is_second(&|other| other.address == source.address)
+        }
+        IOMMU_SOURCE_HPET => is_of_segment && source.address == 0,
+        IOMMU_SOURCE_RESERVED => {
+            let mut ranges = system.ranges().iter();
+            source.unit == 0
+                && ranges.any(|range| {
+                    range.kind == RANGE_RESERVED_DMA && range.physical == source.address
+                })
+        }
+        _ => false,
+    };
+    (!is_right).then_some(MachineFault::IommuSource)
 }
 
 fn bar_fault(

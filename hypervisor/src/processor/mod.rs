@@ -250,6 +250,15 @@ pub fn invalidate_page(address: u64) {
     unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) };
 }
 
+/// Writes the cache line at `address`, which is mapped, back to memory, and forgets it: for those who read memory without
+/// looking into caches. Ordered with all other stores.
+pub fn flush_cache_line(address: u64) {
+    // SAFETY: what memory holds does not change for those who look through the caches.
+    unsafe {
+        asm!("mfence", "clflush [{}]", "mfence", in(reg) address, options(nostack, preserves_flags))
+    };
+}
+
 /// Tells the processor that this is a spin loop.
 #[inline]
 pub fn pause() {

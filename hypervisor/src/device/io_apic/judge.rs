@@ -36,15 +36,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    fn is_addressed(&self, entry: Entry) -> bool {
-        let destination = entry.destination();
-        let target = if destination == BROADCAST {
-            Target::All
-        } else if entry.logical() {
-            Target::Logical(destination)
-        } else {
-            Target::Physical(destination.into())
-        };
+    fn is_addressed(&self, target: Target) -> bool {
         let is_addressed = |x2apic| {
             let processor = Processor {
                 x2apic,
@@ -106,10 +98,39 @@ pub fn judge(
 /// The entry with a destination that reaches processors of the owner only: its own, or, if that reached others as well,
 /// the first processor of those of the owner's that it means.
 fn direct(entry: Entry, owner: u32, receivers: &impl Receivers) -> Option<Entry> {
+    let destination = entry.destination();
+    let target = if destination == BROADCAST {
+        Target::All
+    } else if entry.logical() {
+        Target::Logical(destination)
+    } else {
+        Target::Physical(destination.into())
+    };
+    match confine(target, owner, receivers)? {
+        Confined::AsItIs => Some(entry),
+        Confined::To(id) => {
+            let destination = u8::try_from(id).ok().filter(|id| *id != BROADCAST)?;
+            Some(entry.with_logical(false).with_destination(destination))
+        }
+    }
+}
+
+/// Where a message may go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Confined {
+    /// Where it was meant to: all of these are its owner's.
+    AsItIs,
+    /// To the processor with this APIC id only, the first of those of the owner's that are meant.
+    To(u32),
+}
+
+/// Where a message of `owner` that is meant for `target` may go; `None`: none of the owner's processors is meant.
+#[must_use]
+pub fn confine(target: Target, owner: u32, receivers: &impl Receivers) -> Option<Confined> {
     let mut first = None;
     let mut reaches_others = false;
     for receiver in (0..receivers.count()).filter_map(|number| receivers.get(number)) {
-        if !receiver.is_addressed(entry) {
+        if !receiver.is_addressed(target) {
             continue;
         }
         if receiver.owner == Some(owner) {
@@ -118,10 +139,8 @@ fn direct(entry: Entry, owner: u32, receivers: &impl Receivers) -> Option<Entry>
             reaches_others = true;
         }
     }
-    let first = first?;
-    if !reaches_others {
-        return Some(entry);
-    }
-    let destination = u8::try_from(first).ok().filter(|id| *id != BROADCAST)?;
-    Some(entry.with_logical(false).with_destination(destination))
+    first.map(|first| match reaches_others {
+        false => Confined::AsItIs,
+        true => Confined::To(first),
+    })
 }

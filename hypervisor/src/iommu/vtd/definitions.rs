@@ -252,12 +252,123 @@ pub struct ExtendedCapability {
     __: u64,
 }
 
+/// Offsets of a unit's registers.
+pub mod register {
+    /// Version.
+    pub const VERSION: u64 = 0x00;
+    /// Capability, 64 bits.
+    pub const CAPABILITY: u64 = 0x08;
+    /// Extended capability, 64 bits.
+    pub const EXTENDED_CAPABILITY: u64 = 0x10;
+    /// Global command.
+    pub const COMMAND: u64 = 0x18;
+    /// Global status.
+    pub const STATUS: u64 = 0x1c;
+    /// Root table address, 64 bits.
+    pub const ROOT_TABLE: u64 = 0x20;
+    /// Context command, 64 bits.
+    pub const CONTEXT_COMMAND: u64 = 0x28;
+    /// Fault status.
+    pub const FAULT_STATUS: u64 = 0x34;
+    /// Fault event control, and behind it data, address and upper address of its message.
+    pub const FAULT_CONTROL: u64 = 0x38;
+    /// Data of the fault event's message.
+    pub const FAULT_DATA: u64 = 0x3c;
+    /// Address of the fault event's message.
+    pub const FAULT_ADDRESS: u64 = 0x40;
+    /// The high half of that address.
+    pub const FAULT_UPPER_ADDRESS: u64 = 0x44;
+    /// Invalidation queue head, 64 bits.
+    pub const QUEUE_HEAD: u64 = 0x80;
+    /// Invalidation queue tail, 64 bits.
+    pub const QUEUE_TAIL: u64 = 0x88;
+    /// Invalidation queue address, 64 bits.
+    pub const QUEUE_ADDRESS: u64 = 0x90;
+    /// Invalidation completion status.
+    pub const COMPLETION_STATUS: u64 = 0x9c;
+    /// Invalidation event control.
+    pub const COMPLETION_CONTROL: u64 = 0xa0;
+    /// The last register of the invalidation event.
+    pub const COMPLETION_UPPER_ADDRESS: u64 = 0xac;
+    /// Interrupt remapping table address, 64 bits.
+    pub const INTERRUPT_TABLE: u64 = 0xb8;
+}
+
+/// Bits of the global command and status registers.
+pub mod command {
+    /// DMA is translated.
+    pub const TRANSLATION: u32 = 1 << 31;
+    /// The root table's address counts from now on.
+    pub const SET_ROOT_TABLE: u32 = 1 << 30;
+    /// Write buffers are flushed.
+    pub const FLUSH_WRITE_BUFFER: u32 = 1 << 27;
+    /// The invalidation queue is on.
+    pub const QUEUE: u32 = 1 << 26;
+    /// Interrupts are remapped.
+    pub const INTERRUPTS: u32 = 1 << 25;
+    /// The interrupt remapping table's address counts from now on.
+    pub const SET_INTERRUPT_TABLE: u32 = 1 << 24;
+    /// Interrupts of the format of old pass.
+    pub const COMPATIBILITY: u32 = 1 << 23;
+    /// Bits that stay as they are written; the others are done once.
+    pub const KEPT: u32 = 0x96ff_ffff;
+}
+
+/// Bits of the fault status register.
+pub mod fault_status {
+    /// More faults than registers.
+    pub const OVERFLOW: u32 = 1;
+    /// A fault register is full.
+    pub const PENDING: u32 = 1 << 1;
+    /// A descriptor makes no sense.
+    pub const QUEUE_ERROR: u32 = 1 << 4;
+    /// A device TLB answered wrongly.
+    pub const COMPLETION_ERROR: u32 = 1 << 5;
+    /// A device TLB did not answer.
+    pub const TIME_OUT: u32 = 1 << 6;
+}
+
+/// The fault event control register: no message is sent.
+pub const EVENT_MASKED: u32 = 1 << 31;
+/// Bit of the queue address register: descriptors have 32 bytes.
+pub const WIDE_DESCRIPTORS: u64 = 1 << 11;
+/// Bit of the interrupt remapping table address register: destinations have 32 bits.
+pub const EXTENDED_INTERRUPT_MODE: u64 = 1 << 11;
+
+/// High half of a fault recording register.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct FaultHigh {
+    /// The device.
+    pub source: u16,
+    #[bits(16)]
+    __: u16,
+    /// Why.
+    pub reason: u8,
+    #[bits(20)]
+    __: u32,
+    /// The low bit of the request's type.
+    pub type_low: bool,
+    #[bits(1)]
+    __: u8,
+    /// A read, else a write; of DMA.
+    pub is_read: bool,
+    /// The register is full; writing 1 empties it.
+    pub fault: bool,
+}
+
+/// The first reason of the faults of interrupts; those below are DMA's.
+pub const FIRST_INTERRUPT_REASON: u8 = 0x20;
+/// One behind the last reason of the faults of interrupts.
+pub const END_OF_INTERRUPT_REASONS: u8 = 0x27;
+
 /// A descriptor of the invalidation queue: two words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InvalidationDescriptor(pub [u64; 2]);
 
 const CONTEXT: u64 = 1;
 const TRANSLATIONS: u64 = 2;
+const DEVICE_TLB: u64 = 3;
 const INTERRUPTS: u64 = 4;
 const WAIT: u64 = 5;
 /// Granularity of an invalidation: the domain.
@@ -271,7 +382,57 @@ const DRAIN_READS: u64 = 1 << 7;
 /// A wait that writes its data, when all before it are done.
 const WRITES_STATUS: u64 = 1 << 5;
 
+/// What a descriptor of the queue is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Context entries, translations, or a device's TLB.
+    Translations,
+    /// All entries of the interrupt remapping table.
+    AllInterrupts,
+    /// Two to the power of `order` entries of the interrupt remapping table, aligned.
+    Interrupts {
+        /// One of them.
+        index: u16,
+        /// How many.
+        order: u8,
+    },
+    /// Waits for those before it.
+    Wait {
+        /// What is written, and where; if anything.
+        status: Option<(u32, u64)>,
+    },
+    /// No descriptor.
+    Invalid,
+}
+
 impl InvalidationDescriptor {
+    /// All context entries.
+    pub const ALL_CONTEXTS: Self = Self([CONTEXT | 1 << 4, 0]);
+    /// All translations.
+    pub const ALL_TRANSLATIONS: Self =
+        Self([TRANSLATIONS | 1 << 4 | DRAIN_WRITES | DRAIN_READS, 0]);
+    /// All entries of the interrupt remapping table.
+    pub const ALL_INTERRUPTS: Self = Self([INTERRUPTS, 0]);
+
+    /// What the descriptor is for.
+    #[must_use]
+    pub const fn kind(self) -> Kind {
+        let Self([low, high]) = self;
+        match low & 0xf {
+            CONTEXT | TRANSLATIONS | DEVICE_TLB => Kind::Translations,
+            INTERRUPTS if low & BY_INDEX == 0 => Kind::AllInterrupts,
+            INTERRUPTS => Kind::Interrupts {
+                index: (low >> 32) as u16,
+                order: (low >> 27 & 0x1f) as u8,
+            },
+            WAIT if low & WRITES_STATUS != 0 => Kind::Wait {
+                status: Some(((low >> 32) as u32, high & !3)),
+            },
+            WAIT => Kind::Wait { status: None },
+            _ => Kind::Invalid,
+        }
+    }
+
     /// The context entry of one function, which was in this domain.
     #[must_use]
     pub const fn context_of_function(source: SourceId, domain: DomainId) -> Self {

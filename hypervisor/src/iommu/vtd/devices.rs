@@ -1,5 +1,7 @@
-//! Which device is in which domain: the root table and its context tables, one a bus, which come and go with their first
-//! and last device.
+//! Which device is in which domain: the root table and its context tables.
+//!
+//! What nobody has claimed is in the default domain, if there is one: all buses share one context table that says so. A bus
+//! has a table of its own from the first device that is not as the others to the last.
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::Ordering;
@@ -37,10 +39,14 @@ pub struct Attached {
     pub root: HostPhysical,
 }
 
-/// The root table of an IOMMU.
+/// The root table of the devices of a segment.
 #[derive(Debug)]
 pub struct Devices {
     root: HostPhysical,
+    /// The context table of all buses that have none of their own.
+    shared: Option<HostPhysical>,
+    /// The entry of a device that nobody has claimed.
+    default: [u64; 2],
 }
 
 fn read<M: TableMemory>(memory: &M, table: HostPhysical, word: usize) -> u64 {
@@ -51,12 +57,17 @@ fn read<M: TableMemory>(memory: &M, table: HostPhysical, word: usize) -> u64 {
 fn write<M: TableMemory>(memory: &M, table: HostPhysical, word: usize, value: u64) {
     if let Some(slot) = memory.entries(table).get(word) {
         slot.store(value, Ordering::Release);
+        memory.written(table, word);
     }
 }
 
-fn clear<M: TableMemory>(memory: &M, table: HostPhysical) {
-    for slot in memory.entries(table) {
-        slot.store(0, Ordering::Relaxed);
+/// Fills a table that no entry leads to yet with the same entry.
+fn fill<M: TableMemory>(memory: &M, table: HostPhysical, entry: [u64; 2]) {
+    for (index, slots) in memory.entries(table).chunks(8).enumerate() {
+        for (slot, half) in slots.iter().zip(entry.iter().cycle()) {
+            slot.store(*half, Ordering::Relaxed);
+        }
+        memory.written(table, index.wrapping_mul(8));
     }
 }
 
@@ -73,6 +84,23 @@ const fn from_page(page: u64) -> HostPhysical {
     HostPhysical::new(page << PAGE_SHIFT)
 }
 
+fn entry_of(domain: &Domain) -> [u64; 2] {
+    let low = ContextLow::new()
+        .with_present(true)
+        .with_table(page(domain.root()));
+    let high = ContextHigh::new()
+        .with_width(domain.width().field())
+        .with_domain(domain.id().number());
+    [low.into_bits(), high.into_bits()]
+}
+
+const fn root_entry(table: HostPhysical) -> u64 {
+    RootEntry::new()
+        .with_present(true)
+        .with_table(page(table))
+        .into_bits()
+}
+
 impl Devices {
     /// A root table that leads nowhere: no device may do DMA.
     ///
@@ -80,8 +108,35 @@ impl Devices {
     /// When there is no frame for it.
     pub fn new<T: Tables>(tables: &mut T) -> Result<Self, OutOfFrames> {
         let root = tables.allocate()?;
-        clear(tables, root);
-        Ok(Self { root })
+        fill(tables, root, [0; 2]);
+        Ok(Self {
+            root,
+            shared: None,
+            default: [0; 2],
+        })
+    }
+
+    /// A root table with all devices in `domain`.
+    ///
+    /// # Errors
+    /// When there are no frames for it.
+    pub fn with_default<T: Tables>(tables: &mut T, domain: &Domain) -> Result<Self, OutOfFrames> {
+        let shared = tables.allocate()?;
+        let root = match tables.allocate() {
+            Ok(root) => root,
+            Err(error) => {
+                tables.free(shared);
+                return Err(error);
+            }
+        };
+        let default = entry_of(domain);
+        fill(tables, shared, default);
+        fill(tables, root, [root_entry(shared), 0]);
+        Ok(Self {
+            root,
+            shared: Some(shared),
+            default,
+        })
     }
 
     /// Address of the root table.
@@ -95,20 +150,72 @@ impl Devices {
         entry.present().then(|| from_page(entry.table()))
     }
 
+    /// The context table that is the bus' own.
+    fn own_table<M: TableMemory>(&self, memory: &M, bus: u8) -> Option<HostPhysical> {
+        let table = self.context_table(memory, bus);
+        table.filter(|table| Some(*table) != self.shared)
+    }
+
+    /// Sees to it that the bus has a table of its own, which says what the shared one says.
+    fn make_own_table<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        bus: u8,
+    ) -> Result<HostPhysical, OutOfFrames> {
+        if let Some(table) = self.own_table(tables, bus) {
+            return Ok(table);
+        }
+        let table = tables.allocate()?;
+        fill(tables, table, self.default);
+        write(tables, self.root, word(bus), root_entry(table));
+        Ok(table)
+    }
+
+    fn entry<M: TableMemory>(&self, memory: &M, source: SourceId) -> Option<[u64; 2]> {
+        let table = self.context_table(memory, source.bus())?;
+        let at = word(source.device_function());
+        Some([
+            read(memory, table, at),
+            read(memory, table, at.wrapping_add(1)),
+        ])
+    }
+
     /// The domain that a device is in.
     #[must_use]
     pub fn domain_of<M: TableMemory>(&self, memory: &M, source: SourceId) -> Option<Attached> {
-        let table = self.context_table(memory, source.bus())?;
-        let at = word(source.device_function());
-        let low = ContextLow::from_bits(read(memory, table, at));
-        let high = ContextHigh::from_bits(read(memory, table, at.wrapping_add(1)));
+        let [low, high] = self.entry(memory, source)?;
+        let (low, high) = (ContextLow::from_bits(low), ContextHigh::from_bits(high));
         low.present().then(|| Attached {
             domain: high.domain(),
             root: from_page(low.table()),
         })
     }
 
-    /// Puts a device that is in no domain into `domain`.
+    /// Changes the entry of a device, which is not present at any moment in between.
+    fn set<M: TableMemory>(&self, memory: &M, table: HostPhysical, source: SourceId, to: [u64; 2]) {
+        let at = word(source.device_function());
+        let [low, high] = to;
+        let present = ContextLow::new().with_present(true).into_bits();
+        write(memory, table, at, low & !present);
+        write(memory, table, at.wrapping_add(1), high);
+        write(memory, table, at, low);
+    }
+
+    /// Takes a device out of the default domain: it is in none.
+    ///
+    /// # Errors
+    /// When there is no frame for a context table.
+    pub fn claim<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        source: SourceId,
+    ) -> Result<(), AttachError> {
+        let table = self.make_own_table(tables, source.bus())?;
+        self.set(tables, table, source, [0; 2]);
+        Ok(())
+    }
+
+    /// Puts a device that is in no domain into `domain`. Takes no frame after [`Self::claim`].
     ///
     /// # Errors
     /// See [`AttachError`].
@@ -118,28 +225,12 @@ impl Devices {
         source: SourceId,
         domain: &Domain,
     ) -> Result<Invalidation, AttachError> {
-        let table = match self.context_table(tables, source.bus()) {
-            Some(table) => table,
-            None => {
-                let table = tables.allocate()?;
-                clear(tables, table);
-                let entry = RootEntry::new().with_present(true).with_table(page(table));
-                write(tables, self.root, word(source.bus()), entry.into_bits());
-                table
-            }
-        };
-        let at = word(source.device_function());
-        if ContextLow::from_bits(read(tables, table, at)).present() {
+        let table = self.make_own_table(tables, source.bus())?;
+        let low = read(tables, table, word(source.device_function()));
+        if ContextLow::from_bits(low).present() {
             return Err(AttachError::Attached);
         }
-        let high = ContextHigh::new()
-            .with_width(domain.width().field())
-            .with_domain(domain.id().number());
-        let low = ContextLow::new()
-            .with_present(true)
-            .with_table(page(domain.root()));
-        write(tables, table, at.wrapping_add(1), high.into_bits());
-        write(tables, table, at, low.into_bits());
+        self.set(tables, table, source, entry_of(domain));
         // In caching mode an entry that was not present may be known as such.
         Ok(Invalidation::Function {
             source,
@@ -147,7 +238,7 @@ impl Devices {
         })
     }
 
-    /// Takes a device out of its domain, which has the number `domain`.
+    /// Takes a device out of its domain, which has the number `domain`: it is in none.
     ///
     /// # Errors
     /// When it is in none, or in another.
@@ -161,27 +252,63 @@ impl Devices {
         if attached.is_none_or(|attached| attached.domain != domain.number()) {
             return Err(AttachError::NotAttached);
         }
-        let bus = source.bus();
-        let Some(table) = self.context_table(tables, bus) else {
+        let Some(table) = self.own_table(tables, source.bus()) else {
             return Err(AttachError::NotAttached);
         };
-        let at = word(source.device_function());
-        write(tables, table, at, 0);
-        write(tables, table, at.wrapping_add(1), 0);
-        let is_empty = (0..=u8::MAX).all(|number| read(tables, table, word(number)) == 0);
-        if is_empty {
-            write(tables, self.root, word(bus), 0);
-            tables.retire(table);
+        self.set(tables, table, source, [0; 2]);
+        if self.shared.is_none() {
+            self.drop_table(tables, source.bus(), table);
         }
         Ok(Invalidation::Function { source, domain })
+    }
+
+    /// Takes a device out of whatever domain it is in, on a bus with a table of its own.
+    pub fn block<M: TableMemory>(&self, memory: &M, source: SourceId) {
+        if let Some(table) = self.own_table(memory, source.bus()) {
+            self.set(memory, table, source, [0; 2]);
+        }
+    }
+
+    /// The same, and its faults are not recorded any more.
+    pub fn silence<M: TableMemory>(&self, memory: &M, source: SourceId) {
+        let quiet = ContextLow::new().with_faults_not_recorded(true).into_bits();
+        if let Some(table) = self.own_table(memory, source.bus()) {
+            self.set(memory, table, source, [quiet, 0]);
+        }
+    }
+
+    /// Puts a device back into the default domain, or into none where there is no such.
+    pub fn release<T: Tables>(&mut self, tables: &mut T, source: SourceId) {
+        if let Some(table) = self.own_table(tables, source.bus()) {
+            self.set(tables, table, source, self.default);
+            self.drop_table(tables, source.bus(), table);
+        }
+    }
+
+    /// Gives back a bus' own table when none of its devices is other than by default.
+    fn drop_table<T: Tables>(&mut self, tables: &mut T, bus: u8, table: HostPhysical) {
+        let [default_low, default_high] = self.default;
+        let is_default = |number: u8| {
+            let at = word(number);
+            read(tables, table, at) == default_low
+                && read(tables, table, at.wrapping_add(1)) == default_high
+        };
+        if (0..=u8::MAX).all(is_default) {
+            let entry = self.shared.map_or(0, root_entry);
+            write(tables, self.root, word(bus), entry);
+            tables.retire(table);
+        }
     }
 
     /// Gives back all tables. The IOMMU is off.
     pub fn destroy<T: Tables>(self, tables: &mut T) {
         for bus in 0..=u8::MAX {
-            if let Some(table) = self.context_table(tables, bus) {
+            if let Some(table) = self.own_table(tables, bus) {
                 tables.retire(table);
             }
+        }
+        if let Some(shared) = self.shared {
+            tables.retire(shared);
         }
         tables.retire(self.root);
     }

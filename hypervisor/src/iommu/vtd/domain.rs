@@ -84,6 +84,39 @@ pub struct Abilities {
 }
 
 impl Abilities {
+    /// What a unit with this capability and one with those abilities both can do. Tables of three levels are only chosen
+    /// where the first has no others; whether the second has them is for [`Self::fits`] to say.
+    #[must_use]
+    pub fn common(first: Capability, second: Self) -> Option<Self> {
+        let own = Self::of(first)?;
+        let has_width = first.widths() & 1 << (second.width as u8).wrapping_sub(2) != 0;
+        let width = if has_width {
+            second.width
+        } else {
+            own.width.min(second.width)
+        };
+        Some(Self {
+            width,
+            largest: own.largest.min(second.largest),
+            caching_mode: own.caching_mode || second.caching_mode,
+        })
+    }
+
+    /// Whether a unit with this capability can walk such tables.
+    #[must_use]
+    pub const fn fits(&self, capability: Capability) -> bool {
+        capability.widths() & 1 << (self.width as u8).wrapping_sub(2) != 0
+    }
+
+    /// The first address that tables do not reach.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        match self.width {
+            Width::ThreeLevels => 1 << 39,
+            Width::FourLevels => 1 << 48,
+        }
+    }
+
     /// Those that the capability register tells; `None`: it has no tables that this engine builds.
     #[must_use]
     pub const fn of(capability: Capability) -> Option<Self> {
@@ -134,6 +167,12 @@ impl Domain {
     #[must_use]
     pub const fn id(&self) -> DomainId {
         self.id
+    }
+
+    /// What the units that walk its tables can do.
+    #[must_use]
+    pub const fn abilities(&self) -> Abilities {
+        self.abilities
     }
 
     /// Its levels.
@@ -187,6 +226,19 @@ impl Domain {
         range: GuestRange,
     ) -> Result<Invalidation, MapError> {
         let flush = self.table.unmap(tables, range)?;
+        Ok(self.invalidation(flush))
+    }
+
+    /// The same, so that the way back needs no frames.
+    ///
+    /// # Errors
+    /// See [`MapError`]; then nothing has changed.
+    pub fn unmap_keeping_tables<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        range: GuestRange,
+    ) -> Result<Invalidation, MapError> {
+        let flush = self.table.unmap_keeping_tables(tables, range)?;
         Ok(self.invalidation(flush))
     }
 

@@ -46,6 +46,8 @@ pub struct Interrupt {
     pub destination: u32,
     /// Level-triggered: of an IOAPIC.
     pub level_triggered: bool,
+    /// A non-maskable interrupt, which needs no vector.
+    pub nmi: bool,
 }
 
 /// An interrupt remapping table: pages that its owner has cleared, and that lie one behind the other.
@@ -104,7 +106,38 @@ impl Interrupts {
             && let Some(slot) = memory.entries(table).get(at.wrapping_add(half))
         {
             slot.store(value, Ordering::Release);
+            memory.written(table, at.wrapping_add(half));
         }
+    }
+
+    /// How many entries it has.
+    #[must_use]
+    pub const fn entries(&self) -> u32 {
+        self.entries
+    }
+
+    /// Whether destinations have 32 bits.
+    #[must_use]
+    pub const fn is_x2apic(&self) -> bool {
+        self.x2apic
+    }
+
+    /// Makes an entry what it shall be: in one step where the device stays the same, else not present in between. Whether
+    /// it has changed.
+    pub fn replace<M: TableMemory>(&mut self, memory: &M, index: u16, entry: [u64; 2]) -> bool {
+        let Some(before) = self.words(memory, index) else {
+            return false;
+        };
+        if before == entry {
+            return false;
+        }
+        let ([low, high], [_, high_before]) = (entry, before);
+        if high != high_before {
+            self.store(memory, index, 0, 0);
+            self.store(memory, index, 1, high);
+        }
+        self.store(memory, index, 0, low);
+        true
     }
 
     /// What an entry lets through.
@@ -121,7 +154,39 @@ impl Interrupts {
                 low.destination() >> 8
             },
             level_triggered: low.level_triggered(),
+            nmi: low.delivery_mode() == delivery::NMI,
         })
+    }
+
+    /// The entry that lets an interrupt through.
+    ///
+    /// # Errors
+    /// When there is no such.
+    pub fn encode(&self, interrupt: Interrupt) -> Result<[u64; 2], InterruptError> {
+        if !interrupt.nmi && interrupt.vector < LOWEST_VECTOR {
+            return Err(InterruptError::Vector);
+        }
+        let destination = if self.x2apic {
+            interrupt.destination
+        } else if interrupt.destination < 0xff {
+            interrupt.destination << 8
+        } else {
+            return Err(InterruptError::Range);
+        };
+        let high = InterruptHigh::new()
+            .with_source(interrupt.source.0)
+            .with_validation(WHOLE_SOURCE);
+        let low = InterruptLow::new()
+            .with_present(true)
+            .with_level_triggered(interrupt.level_triggered)
+            .with_delivery_mode(if interrupt.nmi {
+                delivery::NMI
+            } else {
+                delivery::FIXED
+            })
+            .with_vector(interrupt.vector)
+            .with_destination(destination);
+        Ok([low.into_bits(), high.into_bits()])
     }
 
     /// Lets an interrupt through by an entry that is not in use. `is_own` tells the APIC ids of the owner's CPUs.
@@ -141,30 +206,12 @@ impl Interrupts {
         if InterruptLow::from_bits(low).present() {
             return Err(InterruptError::InUse);
         }
-        if interrupt.vector < LOWEST_VECTOR {
-            return Err(InterruptError::Vector);
-        }
         if !is_own(interrupt.destination) {
             return Err(InterruptError::Destination);
         }
-        let destination = if self.x2apic {
-            interrupt.destination
-        } else if interrupt.destination < 0xff {
-            interrupt.destination << 8
-        } else {
-            return Err(InterruptError::Range);
-        };
-        let high = InterruptHigh::new()
-            .with_source(interrupt.source.0)
-            .with_validation(WHOLE_SOURCE);
-        let low = InterruptLow::new()
-            .with_present(true)
-            .with_level_triggered(interrupt.level_triggered)
-            .with_delivery_mode(delivery::FIXED)
-            .with_vector(interrupt.vector)
-            .with_destination(destination);
-        self.store(memory, index, 1, high.into_bits());
-        self.store(memory, index, 0, low.into_bits());
+        let [low, high] = self.encode(interrupt)?;
+        self.store(memory, index, 1, high);
+        self.store(memory, index, 0, low);
         Ok(Invalidation::Interrupt(index))
     }
 

@@ -20,9 +20,15 @@
 pub mod definitions;
 pub mod devices;
 pub mod domain;
+pub mod faults;
+pub mod fleet;
+pub mod hardware;
 pub mod interrupts;
+pub mod root_entries;
+pub mod root_view;
 #[cfg(test)]
 mod tests;
+pub mod unit;
 
 use definitions::{DomainId, InvalidationDescriptor, SourceId};
 

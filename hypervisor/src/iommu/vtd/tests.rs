@@ -271,7 +271,7 @@ proptest! {
         let mut model: BTreeMap<u16, Interrupt> = BTreeMap::new();
         let is_own = |apic: u32| apic.is_multiple_of(2);
         for (index, source, vector, destination, level_triggered, sets) in operations {
-            let interrupt = Interrupt { source: SourceId(source), vector, destination, level_triggered };
+            let interrupt = Interrupt { source: SourceId(source), vector, destination, level_triggered, nmi: false };
             if sets {
                 let may = index < 512 && !model.contains_key(&index) && vector >= 16
                     && is_own(destination) && (x2apic || destination < 0xff);

@@ -17,6 +17,13 @@ pub trait TableMemory {
     /// The entries of the table at `table`, which is the address of a root, a frame that [`Tables::allocate`] gave, or
     /// one of a [`super::FarReserve`].
     fn entries(&self, table: HostPhysical) -> &Entries;
+
+    /// The entry `index` of a table was written, or, of a new table, the eight from there on. Whoever walks tables without
+    /// looking into the processor's caches must be shown it.
+    #[inline]
+    fn written(&self, table: HostPhysical, index: usize) {
+        let _ = (table, index);
+    }
 }
 
 /// Frames for new tables.
@@ -46,6 +53,7 @@ pub(super) fn read<M: TableMemory>(memory: &M, table: HostPhysical, index: usize
 pub(super) fn write<M: TableMemory>(memory: &M, table: HostPhysical, index: usize, entry: u64) {
     if let Some(slot) = memory.entries(table).get(index % ENTRIES) {
         slot.store(entry, Ordering::Release);
+        memory.written(table, index % ENTRIES);
     }
 }
 
@@ -55,11 +63,12 @@ pub(super) fn fill<M: TableMemory>(memory: &M, table: HostPhysical, first: u64, 
     let mut entry = first;
     // In groups, which the compiler unrolls: this is most of the work of a new table.
     let (groups, _) = memory.entries(table).as_chunks::<8>();
-    for group in groups {
+    for (number, group) in groups.iter().enumerate() {
         for slot in group {
             slot.store(entry, Ordering::Relaxed);
             entry = entry.wrapping_add(step);
         }
+        memory.written(table, number.wrapping_mul(8));
     }
 }
 

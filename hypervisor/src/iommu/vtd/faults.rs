@@ -1,0 +1,131 @@
+//! What devices tried that a unit stopped: counted by device, and which of them has too many at once.
+#![forbid(unsafe_code)]
+
+use gaol_abi::public::{DEVICE_FAULT_READ, DEVICE_QUARANTINED, DeviceFaults, MAX_FAULTY_DEVICES};
+
+use super::definitions::{END_OF_INTERRUPT_REASONS, FIRST_INTERRUPT_REASON, FaultHigh, SourceId};
+
+/// So many faults of one device in a second are a storm.
+pub const STORM: u32 = 100;
+
+/// The faults of all devices.
+#[derive(Debug)]
+pub struct Faults {
+    /// By device, in the order in which they began.
+    pub devices: [DeviceFaults; MAX_FAULTY_DEVICES],
+    /// When the present second of each device began, and its faults in it.
+    seconds: [(u64, u32); MAX_FAULTY_DEVICES],
+    /// All faults.
+    pub count: u64,
+    /// How often a unit had more faults than it could record.
+    pub lost: u64,
+    /// Cycles of a second.
+    second: u64,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+const fn number(segment: u16, source: SourceId) -> u32 {
+    (segment as u32) << 16 | source.0 as u32
+}
+
+impl Faults {
+    /// None so far.
+    #[must_use]
+    pub const fn new() -> Self {
+        const NONE: DeviceFaults = DeviceFaults {
+            source: 0,
+            cell: 0,
+            count: 0,
+            address: 0,
+            time: 0,
+            reason: 0,
+            flags: 0,
+        };
+        Self {
+            devices: [NONE; MAX_FAULTY_DEVICES],
+            seconds: [(0, 0); MAX_FAULTY_DEVICES],
+            count: 0,
+            lost: 0,
+            second: u64::MAX,
+        }
+    }
+
+    /// Tells how many cycles a second has.
+    pub const fn set_second(&mut self, cycles: u64) {
+        self.second = cycles;
+    }
+
+    /// Notes a fault, as it was recorded. Whether the device has too many.
+    pub fn note(
+        &mut self,
+        (segment, source): (u16, SourceId),
+        cell: u32,
+        (low, high): (u64, u64),
+        now: u64,
+    ) -> bool {
+        self.count = self.count.saturating_add(1);
+        let number = number(segment, source);
+        let mut slots = self.devices.iter().zip(0usize..);
+        let found = slots.find(|(one, _)| one.count == 0 || one.source == number);
+        let Some((_, index)) = found else {
+            return false;
+        };
+        let Some((one, second)) = self.devices.get_mut(index).zip(self.seconds.get_mut(index))
+        else {
+            return false;
+        };
+        let high = FaultHigh::from_bits(high);
+        let reasons = FIRST_INTERRUPT_REASON..END_OF_INTERRUPT_REASONS;
+        let is_interrupt = reasons.contains(&high.reason());
+        *one = DeviceFaults {
+            source: number,
+            cell,
+            count: one.count.saturating_add(1),
+            address: if is_interrupt {
+                low >> 48
+            } else {
+                low & !0xfff
+            },
+            time: now,
+            reason: high.reason().into(),
+            flags: one.flags & DEVICE_QUARANTINED
+                | if high.is_read() && !is_interrupt {
+                    DEVICE_FAULT_READ
+                } else {
+                    0
+                },
+        };
+        let (start, count) = *second;
+        *second = if count == 0 || now.wrapping_sub(start) > self.second {
+            (now, 1)
+        } else {
+            (start, count.saturating_add(1))
+        };
+        second.1 >= STORM
+    }
+
+    /// The device is kept from all memory.
+    pub fn mark_quarantined(&mut self, segment: u16, source: SourceId) {
+        let number = number(segment, source);
+        let mut devices = self.devices.iter_mut();
+        if let Some(one) = devices.find(|one| one.count != 0 && one.source == number) {
+            one.flags |= DEVICE_QUARANTINED;
+        }
+    }
+
+    /// The device begins anew, with another owner or start.
+    pub fn begin_anew(&mut self, segment: u16, source: SourceId) {
+        let number = number(segment, source);
+        let mut devices = self.devices.iter_mut().zip(&mut self.seconds);
+        if let Some((one, second)) = devices.find(|(one, _)| one.count != 0 && one.source == number)
+        {
+            one.flags &= !DEVICE_QUARANTINED;
+            *second = (0, 0);
+        }
+    }
+}
