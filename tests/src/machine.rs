@@ -87,7 +87,7 @@ impl Platform {
     }
 
     /// Exits that each tick of a cell's timer takes: none with an x2APIC. QEMU's CPUs have none, nor a deadline timer:
-    /// there the end of the interrupt exits, and setting the timer.
+    /// there the end of the interrupt exits, and reading how far the timer has counted.
     pub fn exits_a_tick(self) -> u64 {
         match self {
             Self::Bochs | Self::Kvm => 0,

@@ -25,6 +25,9 @@ pub struct Arguments {
     /// Print the names and run nothing
     #[arg(long)]
     list: bool,
+    /// Run the system tests with what is in target/gaol already
+    #[arg(long)]
+    no_build: bool,
 }
 
 /// A test that runs on the host.
@@ -170,7 +173,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         total.add(host_step(&progress, step, &toolchain));
     }
     if system > 0 {
-        total.add(system_tests(&progress, &toolchain, selected, system));
+        let parts = match arguments.no_build {
+            true => &[],
+            false => build::PARTS,
+        };
+        total.add(system_tests(&progress, &toolchain, parts, selected, system));
     }
     progress.finish();
     for complaint in &total.complaints {
@@ -226,10 +233,11 @@ fn host_step(progress: &Progress, step: &HostStep, toolchain: &Toolchain) -> Cou
 fn system_tests(
     progress: &Progress,
     toolchain: &Toolchain,
+    parts: &[build::Part],
     selected: Vec<runner::Selected<'_>>,
     number: usize,
 ) -> Count {
-    if let Err(error) = build::run(progress, toolchain, build::PARTS) {
+    if let Err(error) = build::run(progress, toolchain, parts) {
         return Count {
             passed: 0,
             failed: u32::try_from(number).unwrap_or(u32::MAX),

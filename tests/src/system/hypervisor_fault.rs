@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::{CPUS, Context, SYSTEM, load_modules, usual};
 use crate::gaol::Gaol;
+use crate::latency;
 use crate::runner::{Check, Group};
 
 pub(super) const GROUP: Group = Group {
@@ -127,25 +128,37 @@ fn start_latency(context: &mut Context) -> Result<()> {
     anyhow::bail!("the latency cell does not tick")
 }
 
-/// Ticks and exits of the latency cell, at about the same time.
-fn ticks_and_exits(context: &mut Context) -> Result<(u64, u64)> {
-    let histogram = context.machine.histogram("latency")?;
-    let exits = context.machine.exits("latency")?.values().sum();
-    Ok((histogram.map_or(0, |histogram| histogram.ticks_done), exits))
+/// What the latency cell has done.
+struct Done {
+    ticks: u64,
+    missed: u64,
+    exits: u64,
+}
+
+impl Done {
+    /// The ticks are read last, so that those of all exits are among them.
+    fn by_now(context: &mut Context) -> Result<Self> {
+        let exits = context.machine.exits("latency")?.values().sum();
+        let histogram = context.machine.histogram("latency")?;
+        let histogram = histogram.context("the latency cell has no results")?;
+        Ok(Self {
+            ticks: histogram.ticks_done,
+            missed: histogram.missed,
+            exits,
+        })
+    }
 }
 
 /// It has ticked on, without an exit that is not its ticks', since it had these.
-fn latency_ticks(context: &mut Context, since: (u64, u64)) -> Result<()> {
-    let before = ticks_and_exits(context)?;
+fn latency_ticks(context: &mut Context, since: &Done) -> Result<()> {
+    let before = Done::by_now(context)?;
     context.machine.check("sleep 0.3")?;
-    // The ticks are read last, so that those of all exits are among them.
-    let exits: u64 = context.machine.exits("latency")?.values().sum();
-    let (ticks, _) = ticks_and_exits(context)?;
-    ensure!(ticks > before.0, "the latency cell has stopped");
-    let (exits, ticks) = (exits - since.1, ticks - since.0);
-    let of_ticks = (ticks + 1) * context.platform.exits_a_tick();
+    let now = Done::by_now(context)?;
+    ensure!(now.ticks > before.ticks, "the latency cell has stopped");
+    let (exits, ticks) = (now.exits - since.exits, now.ticks - since.ticks);
+    let most = latency::most_exits(context.platform, ticks, now.missed - since.missed);
     ensure!(
-        exits <= of_ticks,
+        exits <= most,
         "the latency cell left {exits} times in {ticks} ticks"
     );
     Ok(())
@@ -168,14 +181,14 @@ fn refused(context: &mut Context) -> Result<()> {
 fn in_a_cell(context: &mut Context) -> Result<()> {
     enable(context)?;
     start_latency(context)?;
-    let since = ticks_and_exits(context)?;
+    let since = Done::by_now(context)?;
     for (fault, vector) in FAULTS {
         let kind = fault.0;
         context.start_cell("violator", &format!("do=hypervisor-fault kind={kind}"))?;
         context.wait_state("violator", "failed")?;
         tells(&record(context, Some(VIOLATORS_CPU))?, vector)?;
         context.machine.linux_is_well(CPUS - 2)?;
-        latency_ticks(context, since)?;
+        latency_ticks(context, &since)?;
         context.machine.gaol("cell destroy violator")?;
         context.machine.linux_is_well(CPUS - 1)?;
     }
@@ -196,7 +209,7 @@ fn in_a_cell(context: &mut Context) -> Result<()> {
 fn in_the_root(context: &mut Context) -> Result<()> {
     enable(context)?;
     start_latency(context)?;
-    let since = ticks_and_exits(context)?;
+    let since = Done::by_now(context)?;
     for (fault, vector) in FAULTS {
         let result = inject(context, fault)?;
         ensure!(
@@ -206,7 +219,7 @@ fn in_the_root(context: &mut Context) -> Result<()> {
         tells(&record(context, None)?, vector)?;
         context.machine.linux_is_well(CPUS - 1)?;
     }
-    latency_ticks(context, since)?;
+    latency_ticks(context, &since)?;
     // Everything is as before: cells come and go.
     context.start_cell("hello", "")?;
     context.machine.gaol("cell destroy hello")?;

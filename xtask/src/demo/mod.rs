@@ -51,7 +51,7 @@ const BOCHS_NOTE: &str =
 const QEMU_NOTE: &str =
     "  Time on QEMU is the host's, which runs all CPUs of the machine one after the other: these latencies
   are the emulator's. Its CPUs have no x2APIC, hence two exits a tick: the end of the interrupt, and
-  setting the timer. With an x2APIC there is none, as `--machine bochs` shows.";
+  reading the timer's count. With an x2APIC there is none, as `--machine bochs` shows.";
 
 /// The ticks that are measured unless told otherwise, and the microseconds between two.
 fn usual_run(platform: Platform) -> (u64, u64) {

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::super::Context;
 use crate::gaol::{Gaol, Histogram};
+use crate::latency;
 
 /// Longest time from the timer's expiry to the handler of the real-time cell, in instructions: as without an attack.
 const LONGEST: u64 = 10;
@@ -104,12 +105,9 @@ pub(super) fn watch(
         "the real-time cell has had {passed} ticks"
     );
     let left = exits_after - exits_before;
-    let of_ticks = match context.platform.exits_a_tick() {
-        0 => 0,
-        each => (passed + 1) * each,
-    };
+    let missed = ticks_after.missed - ticks_before.missed;
     ensure!(
-        left <= of_ticks,
+        left <= latency::most_exits(context.platform, passed, missed),
         "the real-time cell left {left} times for the hypervisor in {passed} ticks"
     );
     let is_exact = context.platform.counts_instructions();
