@@ -8,6 +8,7 @@ use crate::gaol::Gaol;
 use crate::machine::{Machine, Platform, Spec};
 use crate::runner::{Group, SYSTEM};
 
+mod assignment;
 mod cells;
 mod configuration;
 mod console;
@@ -63,6 +64,7 @@ pub const GROUPS: &[Group] = &[
     cells::GROUP,
     keys::GROUP,
     pci::GROUP,
+    assignment::GROUP,
     root::GROUP,
     images::GROUP,
     handover::GROUP,

@@ -1,0 +1,229 @@
+//! A network card that Linux uses goes to a cell, and comes back: Linux has its address, its link, its interrupts and its
+//! packets again. And whatever it takes to give a function away is there again afterwards, a thousand times.
+//!
+//! The card is the `e1000e` of the stock kernel's driver, and the emulator's user network is at the other end of its wire.
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{CPUS, Context, load_modules};
+use crate::gaol::Gaol;
+use crate::machine::Platform;
+use crate::runner::{Check, Except, Group};
+
+/// The card, and the device that does DMA on command.
+const CARD: &str = "0000:00:03.0";
+const EDU: &str = "0000:00:04.0";
+/// Creations of a cell with a device.
+const CYCLES: u32 = 1000;
+/// The same with the card, which Linux' driver takes back each time.
+const CYCLES_WITH_DRIVER: u32 = 20;
+/// How many of them are made by one command.
+const BATCH: u32 = 50;
+
+const NO_CARD: &str =
+    "Bochs has no network card with messages and a wire that Linux' driver can use";
+
+pub(super) const GROUP: Group = Group {
+    name: "assignment",
+    machine: |mut spec| {
+        spec.qemu.network = Some("user".to_owned());
+        spec.modules.push("e1000e".to_owned());
+        Ok(spec)
+    },
+    prepare: |context| {
+        load_modules(context)?;
+        context.enable()
+    },
+    except: &[Except::group(Platform::Bochs, NO_CARD)],
+    checks: &[
+        Check {
+            name: "a-card-in-use-goes-to-a-cell-and-back",
+            run: there_and_back,
+        },
+        Check {
+            name: "a-creation-that-fails-gives-it-back",
+            run: refused,
+        },
+        Check {
+            name: "a-thousand-cells-with-a-device-leave-nothing",
+            run: cycles,
+        },
+    ],
+};
+
+/// What Linux has of the card.
+#[derive(Debug, PartialEq)]
+struct Used {
+    /// Its hardware address.
+    address: String,
+    driver: String,
+}
+
+fn driver(context: &mut Context) -> Result<String> {
+    let link = format!("readlink /sys/bus/pci/devices/{CARD}/driver || echo none");
+    let text = context.machine.check(&link)?;
+    Ok(text
+        .trim()
+        .rsplit('/')
+        .next()
+        .unwrap_or_default()
+        .to_owned())
+}
+
+/// Interrupts of the card that Linux has counted.
+fn interrupts(context: &mut Context, name: &str) -> Result<u64> {
+    let text = context
+        .machine
+        .check(&format!("grep {name} /proc/interrupts"))?;
+    let counts = text
+        .split_whitespace()
+        .filter_map(|word| word.parse::<u64>().ok());
+    Ok(counts.sum())
+}
+
+/// Lets Linux use the card: it has a link, the other end answers, and its interrupts come.
+fn use_card(context: &mut Context) -> Result<Used> {
+    let mut name = String::new();
+    for _ in 0..100 {
+        let text = context.machine.check(&format!(
+            "ls /sys/bus/pci/devices/{CARD}/net 2>/dev/null; :"
+        ))?;
+        name = text.trim().to_owned();
+        if !name.is_empty() {
+            break;
+        }
+        context.machine.check("sleep 0.1")?;
+    }
+    ensure!(
+        !name.is_empty(),
+        "Linux has no network interface for the card"
+    );
+    let address = context
+        .machine
+        .check(&format!("cat /sys/class/net/{name}/address"))?;
+    context.machine.check(&format!(
+        "ifconfig {name} 10.0.2.15 netmask 255.255.255.0 up"
+    ))?;
+    let carrier = format!(
+        "for i in $(seq 100); do [ \"$(cat /sys/class/net/{name}/carrier)\" = 1 ] && break; sleep 0.1; done; cat /sys/class/net/{name}/carrier"
+    );
+    ensure!(context.machine.check(&carrier)?.trim() == "1", "no link");
+    let before = interrupts(context, &name)?;
+    let text = context.machine.check("ping -c 3 -W 10 10.0.2.2")?;
+    ensure!(text.contains(" 0% packet loss"), "{text}");
+    ensure!(
+        interrupts(context, &name)? > before,
+        "its interrupts do not come"
+    );
+    Ok(Used {
+        address: address.trim().to_owned(),
+        driver: driver(context)?,
+    })
+}
+
+/// A cell with the card as it is described, where its registers are.
+fn write_cell(context: &mut Context, keys: &str) -> Result<()> {
+    let text = format!(
+        "name = \"card\"\ncpus = [2]\nconsole = true\n{keys}\n\
+         [[memory]]\nname = \"ram\"\nat = 0x0\nsize = \"1 MiB\"\naccess = \"rwx\"\nloadable = true\n\n\
+         [[memory]]\nname = \"communication\"\nkind = \"communication\"\nat = 0x100000\n\n\
+         [[memory]]\nname = \"frames\"\nat = 0x200000\nsize = \"512 KiB\"\ndma = true\n\n\
+         [[memory]]\nname = \"registers\"\nkind = \"device\"\nat = 0xfeb40000\nphysical = 0xfeb40000\nsize = \"128 KiB\"\n\n\
+         [[memory]]\nname = \"messages\"\nkind = \"device\"\nat = 0xfeb90000\nphysical = 0xfeb90000\nsize = \"16 KiB\"\n\n\
+         [[devices]]\naddress = \"{CARD}\"\n"
+    );
+    context
+        .machine
+        .write_file("/root/card.toml", text.as_bytes())
+}
+
+fn there_and_back(context: &mut Context) -> Result<()> {
+    let before = use_card(context)?;
+    ensure!(before.driver == "e1000e", "{before:?}");
+    write_cell(context, "unprotected-dma = true")?;
+    for mode in ["poll", "msi", "msix"] {
+        context.start_cell_with("card", "net", &format!("mode={mode} device=00:03.0"))?;
+        context.wait_console("net: ready")?;
+        ensure!(driver(context)? == "gaol");
+        let held = context
+            .machine
+            .check("cat /sys/devices/gaol/pci_functions")?;
+        ensure!(held.trim() == format!("{CARD} e1000e held card"), "{held}");
+        let vendor = format!("od -An -tx1 -N2 /sys/bus/pci/devices/{CARD}/config");
+        let vendor = context.machine.check(&vendor)?;
+        ensure!(
+            vendor.split_whitespace().all(|byte| byte == "ff"),
+            "the root sees the card: {vendor}"
+        );
+        ensure!(context.cell_state("card")? == "running");
+        // Left running: nobody asks the cell.
+        context.machine.gaol("cell destroy card --force")?;
+        let after = use_card(context)?;
+        ensure!(before == after, "{before:?} {after:?}");
+    }
+    context.machine.linux_is_well(CPUS)
+}
+
+fn refused(context: &mut Context) -> Result<()> {
+    let before = use_card(context)?;
+    write_cell(context, "unprotected-dma = true")?;
+    // The hypervisor refuses it when the module has taken the card already: another cell has the line.
+    let text = context.machine.check("cat /root/card.toml")?;
+    let other = text.replace("cpus = [2]", "cpus = [2]\nreset-address = 0x900000");
+    context
+        .machine
+        .write_file("/root/card.toml", other.as_bytes())?;
+    let output = context
+        .machine
+        .run("gaol cell create card.toml --unchecked")?;
+    ensure!(output.status == 1, "{}", output.stdout);
+    let after = use_card(context)?;
+    ensure!(before == after, "{before:?} {after:?}");
+    context.machine.linux_is_well(CPUS)
+}
+
+/// What must be the same before and after.
+fn used(context: &mut Context) -> Result<(u64, String)> {
+    let list = context.machine.gaol("cell list")?;
+    let frames = list["pool_used"].as_u64().context("no pool")?;
+    let functions = context
+        .machine
+        .check("cat /sys/devices/gaol/pci_functions")?;
+    Ok((frames, functions))
+}
+
+fn repeat(context: &mut Context, cell: &str, count: u32) -> Result<()> {
+    let mut left = count;
+    while left > 0 {
+        let batch = left.min(BATCH);
+        context.machine.check(&format!(
+            "for i in $(seq {batch}); do gaol cell create {cell}.toml >/dev/null && gaol cell destroy {cell} >/dev/null || {{ echo failed; break; }}; done | grep -c failed | grep -qx 0"
+        ))?;
+        left -= batch;
+    }
+    Ok(())
+}
+
+fn cycles(context: &mut Context) -> Result<()> {
+    let text = format!(
+        "name = \"edu\"\ncpus = [2]\nunprotected-dma = true\n\n\
+         [[memory]]\nname = \"ram\"\nat = 0x0\nsize = \"64 KiB\"\naccess = \"rwx\"\ndma = true\n\n\
+         [[devices]]\naddress = \"{EDU}\"\n"
+    );
+    context
+        .machine
+        .write_file("/root/edu.toml", text.as_bytes())?;
+    write_cell(context, "unprotected-dma = true")?;
+    let card = use_card(context)?;
+    // The first of each kind may leave what the next ones find.
+    repeat(context, "edu", 1)?;
+    repeat(context, "card", 1)?;
+    let before = used(context)?;
+    repeat(context, "edu", CYCLES)?;
+    repeat(context, "card", CYCLES_WITH_DRIVER)?;
+    let after = used(context)?;
+    ensure!(before == after, "{before:?} before, {after:?} after");
+    let again = use_card(context)?;
+    ensure!(card == again, "{card:?} {again:?}");
+    context.machine.linux_is_well(CPUS)
+}
