@@ -169,6 +169,20 @@ static void let_linux_have(struct pci_dev *device, const char *driver)
 			 found);
 }
 
+/*
+ * Resets the function by whatever way Linux knows, that of the bus above it and
+ * those of single devices included. The hypervisor does the same when it takes it
+ * and gives it back, by the ways that every function tells of itself.
+ */
+static void reset(struct pci_dev *device)
+{
+	int error = pci_try_reset_function(device);
+
+	if (error)
+		pci_info(device, "it can't be reset: what its registers hold stays there (error %d)\n",
+			 error);
+}
+
 /* Why a cell can't have the function; NULL: it can. */
 static const char *what_speaks_against(struct pci_dev *device)
 {
@@ -219,8 +233,10 @@ static int take(struct gaol_cell *cell, struct pci_dev *device, u64 number,
 	spin_unlock(&functions_lock);
 	device_release_driver(&device->dev);
 	error = attach(device);
-	if (!error)
-		return 0;
+	if (!error) {
+		reset(device);
+		return pci_save_state(device);
+	}
 	pci_err(device, "Linux does not let go of it: error %d\n", error);
 	spin_lock(&functions_lock);
 	list_del(&function->list);
@@ -305,16 +321,23 @@ static struct function *next_of(const struct gaol_cell *cell, bool *gone)
 	return found;
 }
 
-static void give_back(struct function *function)
+/* False: it does not come back. */
+static bool give_back(struct function *function)
 {
 	struct pci_dev *device = function->device;
 
+	if (!has_come_back(device))
+		return false;
 	pci_restore_state(device);
+	reset(device);
+	if (!has_come_back(device))
+		return false;
 	spin_lock(&functions_lock);
 	function->leaves = true;
 	spin_unlock(&functions_lock);
 	device_release_driver(&device->dev);
 	let_linux_have(device, function->driver);
+	return true;
 }
 
 /*
@@ -330,8 +353,7 @@ int gaol_functions_return(struct gaol_cell *cell, struct gaol_outcome *outcome)
 	while ((function = next_of(cell, &gone))) {
 		struct pci_dev *device = function->device;
 
-		if (!gone && has_come_back(device)) {
-			give_back(function);
+		if (!gone && give_back(function)) {
 			gone = true;
 		} else {
 			error = gaol_refuse(outcome, GAOL_REASON_DEVICE_GONE,
