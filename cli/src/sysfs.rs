@@ -68,6 +68,19 @@ pub struct MemoryEntry {
     pub flags: u64,
 }
 
+/// A PCI function that Linux has given away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FunctionEntry {
+    /// Its address, "0000:00:03.0".
+    pub function: String,
+    /// The driver that it came from, if it had one.
+    pub driver: Option<String>,
+    /// "held": a cell has it; "gone": it was removed meanwhile; "lost": it did not come back from a cell.
+    pub state: String,
+    /// The cell's name, as long as a cell has it.
+    pub cell: Option<String>,
+}
+
 /// What a memory block that is offline is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockUse {
@@ -161,6 +174,16 @@ fn parse_memory(line: &str) -> Option<MemoryEntry> {
     })
 }
 
+fn parse_function(line: &str) -> Option<FunctionEntry> {
+    let mut fields = line.split_whitespace().map(str::to_owned);
+    Some(FunctionEntry {
+        function: fields.next()?,
+        driver: fields.next().filter(|driver| driver != "-"),
+        state: fields.next()?,
+        cell: fields.next(),
+    })
+}
+
 fn parse_block(line: &str) -> Option<BlockEntry> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let [physical, size, usage] = fields[..] else {
@@ -184,6 +207,13 @@ impl Sysfs {
     pub fn line_of(&self, function: &str) -> Option<u32> {
         let file = self.root.join("bus/pci/devices").join(function).join("irq");
         fs::read_to_string(file).ok()?.trim().parse().ok()
+    }
+
+    /// The PCI functions that cells have, and those that did not come back.
+    #[must_use]
+    pub fn functions(&self) -> Vec<FunctionEntry> {
+        let text = fs::read_to_string(self.module().join("pci_functions")).unwrap_or_default();
+        text.lines().filter_map(parse_function).collect()
     }
 
     /// What a disk behind a PCI function is in use for.

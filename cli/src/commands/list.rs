@@ -10,7 +10,7 @@ use super::hypervisor_faults;
 use crate::failure::Result;
 use crate::host::Host;
 use crate::output::{Report, Side, table};
-use crate::sysfs::{CellEntry, PublicPages, WatchdogEntry};
+use crate::sysfs::{CellEntry, FunctionEntry, PublicPages, WatchdogEntry};
 
 /// `gaol cell list`.
 ///
@@ -24,6 +24,7 @@ pub fn list(host: &Host) -> Result<Report> {
         });
     }
     let cells = host.sysfs.cells()?;
+    let functions = host.sysfs.functions();
     let has_failed = cells.iter().any(|cell| !cell.failed.is_empty());
     let public = match has_failed {
         true => Some(host.sysfs.public()?),
@@ -75,6 +76,13 @@ pub fn list(host: &Host) -> Result<Report> {
                 cell.name
             ));
         }
+        let own: Vec<&FunctionEntry> = functions
+            .iter()
+            .filter(|entry| entry.cell.as_ref() == Some(&cell.name))
+            .collect();
+        for entry in &own {
+            faults_text.push_str(&function_words(entry, &cell.name));
+        }
         let mut cell_json = json!({
             "id": cell.id,
             "name": cell.name,
@@ -82,6 +90,7 @@ pub fn list(host: &Host) -> Result<Report> {
             "cpus": cell.cpus.iter().collect::<Vec<u32>>(),
             "cpus_failed": cell.failed.iter().collect::<Vec<u32>>(),
             "unprotected_dma": unprotected,
+            "functions": own.iter().map(|entry| function_json(entry)).collect::<Vec<_>>(),
             "faults": faults.iter().map(|(cpu, fault)| fault_json(*cpu, fault, host.vendor)).collect::<Vec<_>>(),
         });
         if let Some(watchdog) = &cell.watchdog {
@@ -94,6 +103,16 @@ pub fn list(host: &Host) -> Result<Report> {
             });
         }
         cells_json.push(cell_json);
+    }
+    let lost: Vec<&FunctionEntry> = functions
+        .iter()
+        .filter(|entry| entry.cell.is_none())
+        .collect();
+    for entry in &lost {
+        let function = &entry.function;
+        faults_text.push_str(&format!(
+            "PCI function {function} did not come back from its cell, and no driver gets it. Let Linux find it again: echo 1 > /sys/bus/pci/devices/{function}/remove; echo 1 > /sys/bus/pci/rescan\n"
+        ));
     }
     if let Some(public) = &public
         && let Some(system) = public.system()
@@ -117,10 +136,34 @@ pub fn list(host: &Host) -> Result<Report> {
             "ok": true,
             "enabled": true,
             "cells": cells_json,
+            "lost_functions": lost.iter().map(|entry| function_json(entry)).collect::<Vec<_>>(),
             "hypervisor_faults": hypervisor_faults::describe_json(&own_faults, &symbols),
             "pool_total": total,
             "pool_used": used,
         }),
+    })
+}
+
+/// A PCI function of a cell.
+fn function_words(entry: &FunctionEntry, cell: &str) -> String {
+    let function = &entry.function;
+    let whence = match &entry.driver {
+        Some(driver) => format!(", taken from Linux' driver {driver}"),
+        None => String::new(),
+    };
+    match entry.state.as_str() {
+        "gone" => format!(
+            "PCI function {function} of \"{cell}\" was removed from the machine: destroy the cell.\n"
+        ),
+        _ => format!("Cell \"{cell}\" has PCI function {function}{whence}.\n"),
+    }
+}
+
+fn function_json(entry: &FunctionEntry) -> Value {
+    json!({
+        "function": entry.function,
+        "driver": entry.driver,
+        "state": entry.state,
     })
 }
 

@@ -24,8 +24,30 @@ fn list_shows_all_cells() {
     );
     assert_eq!(
         json["cells"][1],
-        json!({ "id": 1, "name": "latency", "state": "running", "cpus": [3], "cpus_failed": [], "unprotected_dma": false, "faults": [] })
+        json!({ "id": 1, "name": "latency", "state": "running", "cpus": [3], "cpus_failed": [], "unprotected_dma": false, "functions": [], "faults": [] })
     );
+}
+
+#[test]
+fn list_tells_whose_functions_are_whose() {
+    let machine = Machine::enabled();
+    machine.write(
+        "sys/devices/gaol/pci_functions",
+        "0000:00:03.0 e1000e held latency\n0000:00:04.0 - gone latency\n0000:01:00.0 nvme lost \n",
+    );
+    let text = machine.run(&["cell", "list"]).text();
+    for words in [
+        "Cell \"latency\" has PCI function 0000:00:03.0, taken from Linux' driver e1000e.",
+        "PCI function 0000:00:04.0 of \"latency\" was removed from the machine",
+        "PCI function 0000:01:00.0 did not come back from its cell",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+    let json = machine.run(&["cell", "list", "--json"]).json();
+    let functions = &json["cells"][1]["functions"];
+    assert_eq!(functions[0]["driver"], "e1000e");
+    assert_eq!(functions[1]["state"], "gone");
+    assert_eq!(json["lost_functions"][0]["function"], "0000:01:00.0");
 }
 
 #[test]
