@@ -16,7 +16,7 @@ use crate::virt::contract::{GuestState, Trapped};
 use crate::virt::entry::Frame;
 use crate::virt::exit::{SLOW, done};
 
-/// IA32_FEATURE_CONTROL: locked, VMX off.
+/// IA32_FEATURE_CONTROL: locked. All else that it could say is off.
 const FEATURE_CONTROL_LOCKED: u64 = 1;
 /// VM_CR: locked, SVM off.
 const VM_CR_LOCKED: u64 = 1 << 3 | 1 << 4;
@@ -73,7 +73,10 @@ pub fn read_slow(cpu: &PerCpu, frame: &mut Frame) -> Verdict {
         _ if x2apic::is_virtual(cpu, register) => x2apic::read(cpu, register),
         // In a cell it is in x2APIC mode, also where the processor has none.
         Read::Pass if register == msr::APIC_BASE => apic_base(cpu),
-        Read::Virtual if register == msr::FEATURE_CONTROL => Some(FEATURE_CONTROL_LOCKED),
+        // Locked where the processor has it, as it must be for VMX, and nothing where it has none.
+        Read::Virtual if register == msr::FEATURE_CONTROL => {
+            fixup::read_msr(register).map(|value| value & FEATURE_CONTROL_LOCKED)
+        }
         Read::Virtual if register == msr::VM_CR => Some(VM_CR_LOCKED),
         Read::Virtual if register == msr::MCG_CAP => Some(0),
         Read::Virtual => cpu.mtrrs.get(register),

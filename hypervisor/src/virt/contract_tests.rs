@@ -130,7 +130,9 @@ fn nested_entries_allow_what_they_say<V: Processor>() {
     for levels in V::LEVELS {
         let bits = levels * 9 + 12;
         let reaches = |at| Format::<V>::reaches(GuestPhysical::new(at), bits);
-        assert!(reaches((1 << bits) - 1) && !reaches(1 << bits));
+        // No address has more than 52 bits.
+        let bits = bits.min(52);
+        assert!(reaches((1 << bits) - 1) && (bits == 52 || !reaches(1 << bits)));
     }
 }
 
@@ -173,3 +175,4 @@ macro_rules! keeps_the_contract {
 }
 
 keeps_the_contract!(vmx, crate::virt::vmx::Vmx);
+keeps_the_contract!(svm, crate::virt::svm::Svm);

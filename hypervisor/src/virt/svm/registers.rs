@@ -46,7 +46,7 @@ mod tests {
     proptest! {
         #[test]
         fn neither_svm_nor_the_mode_is_the_guests_to_change(value: u64, before: u64, paging: bool) {
-            let allowed = 0xd901;
+            let allowed = 0xc901;
             let before = before & (allowed | efer::LMA);
             let now = Extended { efer: before, paging, allowed };
             for value in [value, value & (allowed | efer::LMA), before] {
