@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
+use gaol_wire::Link;
 
 use crate::disk::Geometry;
 use crate::machine::{SECOND_SERIAL, Spec};
@@ -23,12 +24,14 @@ const LOG: &str = "bochs.log";
 /// 1 January 2026, 00:00 UTC: any fixed date will do.
 const START_OF_TIME: u64 = 1_767_225_600;
 
-/// The command that runs the machine in `directory`, which connects its first serial port to `port` of this host.
+/// The command that runs the machine in `directory`, which connects its first serial port to `port` of this host, and its
+/// network card to a cable.
 pub(crate) fn command(
     spec: &Spec,
     directory: &Path,
     geometry: Geometry,
     port: u16,
+    wire: Option<&Link>,
 ) -> Result<Command> {
     // Left behind when an emulator was killed; it would refuse to start.
     let _ = fs::remove_file(directory.join(format!("{DISK}.lock")));
@@ -36,7 +39,7 @@ pub(crate) fn command(
         let path = directory.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     };
-    write(CONFIGURATION, configuration(spec, geometry, port))?;
+    write(CONFIGURATION, configuration(spec, geometry, port, wire))?;
     // Debian's Bochs stops in its debugger first.
     write(DEBUGGER_COMMANDS, "c\n".to_owned())?;
     let output = fs::File::create(directory.join("bochs.out"))?;
@@ -52,7 +55,7 @@ pub(crate) fn command(
     Ok(command)
 }
 
-fn configuration(spec: &Spec, geometry: Geometry, port: u16) -> String {
+fn configuration(spec: &Spec, geometry: Geometry, port: u16, wire: Option<&Link>) -> String {
     let verbosity = if spec.report { "report" } else { "ignore" };
     let Geometry {
         cylinders,
@@ -87,7 +90,10 @@ info: action={verbosity}
         memory = spec.memory_mib,
     );
     if spec.network_card {
-        text.push_str("e1000: enabled=1, mac=52:54:00:12:34:56, ethmod=null\n");
+        let cable = wire.map_or("ethmod=null".to_owned(), Link::bochs);
+        text.push_str(&format!(
+            "e1000: enabled=1, mac=52:54:00:12:34:56, {cable}\n"
+        ));
     }
     for line in &spec.hardware {
         text.push_str(line);
@@ -111,7 +117,7 @@ mod tests {
             heads: 16,
             sectors_per_track: 63,
         };
-        let text = configuration(&spec, geometry, 4711);
+        let text = configuration(&spec, geometry, 4711, None);
         for part in [
             "count=3:1:1",
             "guest=768, host=768",
@@ -123,11 +129,17 @@ mod tests {
         }
         assert!(!text.contains("e1000"));
         spec.network_card = true;
-        let with_card = configuration(&spec, geometry, 1);
+        let with_card = configuration(&spec, geometry, 1, None);
         assert!(with_card.contains("slot2=e1000\n") && with_card.contains("\ne1000: enabled=1"));
+        assert!(with_card.contains("ethmod=null"));
+        let link = Link::open().unwrap();
+        let with_cable = configuration(&spec, geometry, 1, Some(&link));
+        assert!(with_cable.contains(&link.bochs()) && !with_cable.contains("null"));
         spec.report = true;
         spec.hardware.push("com4: enabled=1, mode=null".to_owned());
-        assert!(configuration(&spec, geometry, 1).ends_with("\ncom4: enabled=1, mode=null\n"));
-        assert!(configuration(&spec, geometry, 1).contains("info: action=report"));
+        assert!(
+            configuration(&spec, geometry, 1, None).ends_with("\ncom4: enabled=1, mode=null\n")
+        );
+        assert!(configuration(&spec, geometry, 1, None).contains("info: action=report"));
     }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use gaol_abi::image::Vendor;
+use gaol_wire::Link;
 
 use crate::artefacts;
 use crate::bochs;
@@ -109,6 +110,15 @@ impl Platform {
     }
 }
 
+/// A network card that has a cable to this host: [`Machine::wire`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wired {
+    /// The `e1000`, see [`Spec::network_card`].
+    E1000,
+    /// The `e1000e`, on QEMU.
+    E1000e,
+}
+
 /// A machine to be started.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -132,8 +142,10 @@ pub struct Spec {
     pub contents: Vec<(String, Vec<u8>)>,
     /// Modules of the stock kernel to be loaded at boot.
     pub modules: Vec<String>,
-    /// Whether it has a network card (`e1000`) besides, in a PCI slot of its own. Nothing is connected to it.
+    /// Whether it has a network card (`e1000`) besides, in a PCI slot of its own.
     pub network_card: bool,
+    /// Which card has a cable; nothing is connected to others.
+    pub wired: Option<Wired>,
     /// Lines added to the description of the emulated hardware; Bochs only.
     pub hardware: Vec<String>,
     /// What is particular to QEMU.
@@ -164,6 +176,7 @@ impl Spec {
             contents: Vec::new(),
             modules: Vec::new(),
             network_card: false,
+            wired: None,
             hardware: Vec::new(),
             qemu: qemu::Hardware {
                 iommu: match platform {
@@ -205,15 +218,21 @@ impl Spec {
         self
     }
 
-    /// The command that runs the machine, with its first serial port connected to `port` of this host.
-    fn emulator(&self, directory: &Path, port: u16) -> Result<Command> {
+    /// The command that runs the machine, with its first serial port connected to `port` of this host, and its network card
+    /// to the far end of `wire`.
+    fn emulator(&self, directory: &Path, port: u16, wire: Option<&Link>) -> Result<Command> {
         let kernel = Kernel::find()?;
         let initrd = self.initrd(&kernel)?;
         let command_line = format!("{COMMAND_LINE} {}", self.command_line);
         let command_line = command_line.trim();
         match self.platform {
             Platform::Kvm | Platform::Qemu => {
-                qemu::command(self, directory, &kernel.image, &initrd, command_line, port)
+                let linux = qemu::Linux {
+                    kernel: &kernel.image,
+                    initrd: &initrd,
+                    command_line,
+                };
+                qemu::command(self, directory, &linux, port, wire)
             }
             Platform::Bochs => {
                 let image = BootImage {
@@ -223,7 +242,7 @@ impl Spec {
                     memory_mib: self.memory_mib,
                 };
                 let geometry = image.write(&directory.join(bochs::DISK), directory)?;
-                bochs::command(self, directory, geometry, port)
+                bochs::command(self, directory, geometry, port, wire)
             }
         }
     }
@@ -258,6 +277,7 @@ pub struct Machine {
     directory: PathBuf,
     release: String,
     boot_time: Duration,
+    wire: Option<Link>,
     /// Held as long as the machine lives, so that no other run takes its directory.
     _lock: File,
 }
@@ -278,7 +298,9 @@ impl Machine {
             let _ = fs::remove_file(directory.join(name));
         }
 
-        let (emulator, stream) = start(|port| spec.emulator(&directory, port), &directory)?;
+        let wire = spec.wired.map(|_| Link::open()).transpose()?;
+        let command = |port| spec.emulator(&directory, port, wire.as_ref());
+        let (emulator, stream) = start(command, &directory)?;
         let console = Console::new(stream, &directory.join("console.log"));
         let mut machine = Self {
             emulator,
@@ -286,6 +308,7 @@ impl Machine {
             directory,
             release: String::new(),
             boot_time: Duration::ZERO,
+            wire,
             _lock: lock,
         };
         machine.release = machine.console.wait_ready(spec.boot_timeout)?;
@@ -353,6 +376,16 @@ impl Machine {
     /// How long it took from nothing to its shell.
     pub fn boot_time(&self) -> Duration {
         self.boot_time
+    }
+
+    /// The other end of the cable of its network card.
+    ///
+    /// # Errors
+    /// When none has one.
+    pub fn wire(&self) -> Result<&Link> {
+        self.wire
+            .as_ref()
+            .context("no network card of the machine has a cable")
     }
 
     /// The directory that keeps its logs.

@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::machine::{Platform, SECOND_SERIAL, Spec};
+use gaol_wire::Link;
+
+use crate::machine::{Platform, SECOND_SERIAL, Spec, Wired};
 
 const INITRD: &str = "initrd";
 /// What QEMU reports on the hardware it emulates: resets of CPUs and triple faults with their state, wrong accesses.
@@ -89,29 +91,36 @@ pub fn nested_vmx() -> std::result::Result<(), &'static str> {
     }
 }
 
-/// The command that runs the machine in `directory`, which connects its first serial port to `port` of this host.
+/// What the machine boots.
+pub(crate) struct Linux<'a> {
+    pub kernel: &'a Path,
+    pub initrd: &'a [u8],
+    pub command_line: &'a str,
+}
+
+/// The command that runs the machine in `directory`, which connects its first serial port to `port` of this host, and the
+/// network card that has one to a cable.
 pub(crate) fn command(
     spec: &Spec,
     directory: &Path,
-    kernel: &Path,
-    initrd: &[u8],
-    command_line: &str,
+    linux: &Linux<'_>,
     port: u16,
+    wire: Option<&Link>,
 ) -> Result<Command> {
     let path = directory.join(INITRD);
-    fs::write(&path, initrd).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::write(&path, linux.initrd).with_context(|| format!("cannot write {}", path.display()))?;
     let output = fs::File::create(directory.join("qemu.out"))?;
     // Ended by the kernel when this process dies, however it does.
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
         .args(platform(spec))
-        .args(devices(spec))
+        .args(devices(spec, wire))
         .args(["-smp", &spec.cpus.to_string()])
         .args(["-m", &format!("{}M", spec.memory_mib)])
         .arg("-kernel")
-        .arg(kernel)
-        .args(["-initrd", INITRD, "-append", command_line])
+        .arg(linux.kernel)
+        .args(["-initrd", INITRD, "-append", linux.command_line])
         .args(["-display", "none", "-vga", "std"])
         .args(["-serial", &format!("tcp:127.0.0.1:{port}")])
         .args(["-serial", &format!("file:{SECOND_SERIAL}")])
@@ -150,8 +159,9 @@ fn platform(spec: &Spec) -> Vec<String> {
 }
 
 /// What is plugged in.
-fn devices(spec: &Spec) -> Vec<String> {
+fn devices(spec: &Spec, wire: Option<&Link>) -> Vec<String> {
     let hardware = &spec.qemu;
+    let cable = |card| wire.filter(|_| spec.wired == Some(card)).map(Link::qemu);
     let mut arguments = vec!["-nic".to_owned(), "none".to_owned()];
     let mut device = |text: &str| arguments.extend(["-device".to_owned(), text.to_owned()]);
     match hardware.iommu {
@@ -163,17 +173,23 @@ fn devices(spec: &Spec) -> Vec<String> {
     if hardware.edu {
         device("edu,addr=4,dma_mask=0xffffffff");
     }
-    if spec.network_card {
-        device("e1000,addr=5");
-    }
-    if let Some(wire) = &hardware.network {
-        match wire.as_str() {
-            "" => device("e1000e,addr=3"),
-            wire => {
-                device("e1000e,addr=3,netdev=wire");
-                arguments.extend(["-netdev".to_owned(), format!("{wire},id=wire")]);
-            }
+    let mut netdev = None;
+    let mut card = |model: &str, cable: Option<String>| match cable {
+        None => device(model),
+        Some(cable) => {
+            device(&format!("{model},netdev=wire"));
+            netdev = Some(format!("{cable},id=wire"));
         }
+    };
+    if spec.network_card {
+        card("e1000,addr=5", cable(Wired::E1000));
+    }
+    if let Some(network) = &hardware.network {
+        let other = Some(network.clone()).filter(|network| !network.is_empty());
+        card("e1000e,addr=3", cable(Wired::E1000e).or(other));
+    }
+    if let Some(netdev) = netdev {
+        arguments.extend(["-netdev".to_owned(), netdev]);
     }
     if !hardware.reboots {
         arguments.push("-no-reboot".to_owned());
@@ -186,7 +202,7 @@ mod tests {
     use super::*;
 
     fn arguments(spec: &Spec) -> String {
-        [platform(spec), devices(spec)].concat().join(" ")
+        [platform(spec), devices(spec, None)].concat().join(" ")
     }
 
     #[test]
@@ -224,5 +240,22 @@ mod tests {
         spec.qemu.network = None;
         let least = arguments(&spec);
         assert!(!least.contains("iommu") && !least.contains("e1000e"));
+    }
+
+    #[test]
+    fn the_card_that_has_a_cable_is_connected() {
+        let link = Link::open().unwrap();
+        let mut spec = Spec::new("name", Platform::Qemu);
+        spec.network_card = true;
+        for (wired, part) in [
+            (Wired::E1000, "e1000,addr=5,netdev=wire"),
+            (Wired::E1000e, "e1000e,addr=3,netdev=wire"),
+        ] {
+            spec.wired = Some(wired);
+            let text = devices(&spec, Some(&link)).join(" ");
+            assert!(text.contains(part), "{text}");
+            assert!(text.contains(&format!("-netdev {},id=wire", link.qemu())));
+            assert_eq!(text.matches("netdev=wire").count(), 1, "{text}");
+        }
     }
 }
