@@ -1,0 +1,65 @@
+//! Devices that are at work, over and over again, until somebody ends the cell.
+
+use edu_dma_cell::attack::{LENGTH, Leave};
+use edu_dma_cell::outcome::Line;
+use gaol_cell::dma::Memory;
+use gaol_cell::mmio::Mmio;
+use gaol_cell::{Cell, println};
+use gaol_devices::e1000::registers::offset;
+use gaol_devices::e1000::{Controller, Interrupts, MEMORY_SIZE, Model};
+use gaol_devices::edu::{Direction, Transfer};
+
+use crate::perform::Attacker;
+
+/// Where in the cell's memory for devices the transfers go.
+const AT: usize = 0x8000;
+
+/// Starts the device, says so, and keeps it at work.
+pub fn leave(cell: &mut Cell, mut attacker: Attacker, number: usize, what: Leave) -> ! {
+    let said = || println!("{}", Line::Left(number));
+    match what {
+        Leave::Write | Leave::Read => {
+            let transfer = Transfer {
+                direction: match what {
+                    Leave::Write => Direction::Write,
+                    _ => Direction::Read,
+                },
+                address: attacker.dma.device_address(AT),
+                at: 0,
+                length: LENGTH,
+                interrupts: false,
+            };
+            said();
+            loop {
+                if !attacker.edu.is_busy() {
+                    let _ = attacker.edu.begin(transfer);
+                }
+                cell.poll();
+            }
+        }
+        Leave::Interrupt => {
+            attacker.give_own_message();
+            said();
+            loop {
+                attacker.edu.raise(1);
+                attacker.edu.acknowledge();
+                cell.poll();
+            }
+        }
+        Leave::Receive => {
+            let Some(card) = attacker.card else {
+                panic!("the cell has no network card");
+            };
+            let memory = cell.take_dma(MEMORY_SIZE);
+            let registers = Mmio::at(card.registers.base(), offset::END);
+            let started = Controller::start(registers, memory, Model::I82574, Interrupts::None);
+            let mut controller = started.unwrap_or_else(|problem| panic!("{problem}"));
+            said();
+            let mut frame = [0; 2048];
+            loop {
+                controller.receive(&mut frame);
+                cell.poll();
+            }
+        }
+    }
+}
