@@ -97,12 +97,7 @@ impl<'a> Peer<'a> {
             hardware: [0; 6],
             address,
         };
-        let mut peer = Self {
-            link,
-            far: nobody,
-            strays: 0,
-            round: 0,
-        };
+        let mut peer = Self::to(link, nobody);
         for _ in 0..ATTEMPTS {
             if let Some(host) = peer.resolve(BETWEEN)? {
                 peer.far = host;
@@ -111,6 +106,16 @@ impl<'a> Peer<'a> {
             }
         }
         anyhow::bail!("nobody has the address {address}")
+    }
+
+    /// Takes the host as it is known, whether it is there or not.
+    pub fn to(link: &'a Link, far: Host) -> Self {
+        Self {
+            link,
+            far,
+            strays: 0,
+            round: 0,
+        }
     }
 
     /// Asks once who has the other's address.

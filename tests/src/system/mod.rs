@@ -27,6 +27,7 @@ mod life_cycle;
 mod machine;
 mod memory;
 mod mmio;
+mod net;
 mod nmi;
 mod pci;
 mod power;
@@ -52,6 +53,7 @@ pub const GROUPS: &[Group] = &[
     faults::GROUP,
     violations::GROUP,
     nmi::GROUP,
+    net::GROUP,
     hypervisor_fault::GROUP,
     protections::GROUP,
     interrupts::GROUP,
