@@ -2,6 +2,10 @@
 
 /// Bytes of a transfer by DMA.
 pub const LENGTH: u32 = 64;
+/// What a device that is left to itself writes, over and over again.
+pub const LEFT: [u8; 8] = *b"edu-dma!";
+/// Where in the cell's memory for devices it writes that.
+pub const LEFT_AT: u64 = 0x8000;
 
 /// A place that a device is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Devices that are at work, over and over again, until somebody ends the cell.
 
-use edu_dma_cell::attack::{LENGTH, Leave};
+use edu_dma_cell::attack::{LEFT, LEFT_AT, LENGTH, Leave};
 use edu_dma_cell::outcome::Line;
 use gaol_cell::dma::Memory;
 use gaol_cell::mmio::Mmio;
@@ -11,20 +11,21 @@ use gaol_devices::edu::{Direction, Transfer};
 
 use crate::perform::Attacker;
 
-/// Where in the cell's memory for devices the transfers go.
-const AT: usize = 0x8000;
-
 /// Starts the device, says so, and keeps it at work.
 pub fn leave(cell: &mut Cell, mut attacker: Attacker, number: usize, what: Leave) -> ! {
     let said = || println!("{}", Line::Left(number));
     match what {
         Leave::Write | Leave::Read => {
+            let mark: [u8; LENGTH as usize] = core::array::from_fn(|at| LEFT[at % LEFT.len()]);
+            if attacker.fetch(&mark).is_err() {
+                panic!("the device does not fetch what it shall write");
+            }
             let transfer = Transfer {
                 direction: match what {
                     Leave::Write => Direction::Write,
                     _ => Direction::Read,
                 },
-                address: attacker.dma.device_address(AT),
+                address: attacker.dma.device_address(LEFT_AT as usize),
                 at: 0,
                 length: LENGTH,
                 interrupts: false,

@@ -198,7 +198,7 @@ impl Attacker {
     }
 
     /// Puts bytes into the device.
-    fn fetch(&mut self, bytes: &[u8]) -> Result<(), Problem> {
+    pub fn fetch(&mut self, bytes: &[u8]) -> Result<(), Problem> {
         self.dma.copy_in(FETCHED, bytes);
         let from = self.dma.device_address(FETCHED);
         self.transfer(Direction::Read, from, bytes.len() as u32)

@@ -12,6 +12,7 @@ mod assignment;
 mod cells;
 mod configuration;
 mod console;
+mod dma;
 mod faults;
 mod force;
 mod handover;
@@ -51,6 +52,7 @@ pub const GROUPS: &[Group] = &[
     hostile::REGION,
     life_cycle::GROUP,
     faults::GROUP,
+    dma::GROUP,
     violations::GROUP,
     nmi::GROUP,
     net::GROUP,

@@ -1,0 +1,248 @@
+//! Devices of a cell that attack by DMA and interrupts, while a cell beside them takes its ticks, and the root looks at its
+//! memory.
+//!
+//! The table of attacks is `cells/edu-dma/src/attacks`. What the attacking cell sees is compared with it row by row; that
+//! nothing else has changed is looked at from the root.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use edu_dma_cell::attack::{Attack, LEFT, LEFT_AT, Leave};
+use edu_dma_cell::attacks::{self, Expected};
+use edu_dma_cell::outcome::{Line, Outcome, PREFIX};
+use gaol_wire::Peer;
+use gaol_wire::frame::{Content, Datagram, Frame, Host};
+use gaol_wire::peer::NEAR;
+
+use super::root::cell_region;
+use super::{CPUS, Context, load_modules};
+use crate::gaol::Gaol;
+use crate::machine::{Platform, Wired};
+use crate::runner::{Check, Except, Group};
+
+const CELL: &str = "edu-dma";
+/// The cell beside.
+const VICTIM: &str = "latency";
+/// Its CPU, and the id of that.
+const VICTIM_CPU: u32 = 3;
+/// A page of the root's kernel, which does not change, for the attacks on the root's memory.
+const ROOT: u64 = 0x130_0000;
+/// What the rows on the root's memory are sent to: addresses and words of 8 bytes.
+const WATCHED: [(u64, u64); 5] = [
+    (0x100_0000, 8),
+    (0x120_0040, 8),
+    (ROOT, 8),
+    (ROOT + 0x100, 8),
+    (ROOT + 0xfc0, 16),
+];
+/// Where in the region `frames` the driver has the first buffer, and the content of a datagram in a frame.
+const FIRST_BUFFER: u64 = 0x2000;
+const CONTENT: u64 = 48;
+/// Bytes in front of that, behind the headers of Ethernet, IPv4 and UDP.
+const HEADERS: u64 = 14 + 20 + 8;
+
+const NO_DEVICES: &str = "Bochs has no IOMMU, and no device that does DMA on command";
+
+pub(super) const GROUP: Group = Group {
+    name: "dma",
+    machine: |mut spec| {
+        spec.wired = Some(Wired::E1000e);
+        Ok(spec)
+    },
+    prepare: |context| {
+        load_modules(context)?;
+        context.enable()
+    },
+    except: &[Except::group(Platform::Bochs, NO_DEVICES)],
+    checks: &[
+        Check {
+            name: "no-attack-of-a-device-succeeds",
+            run: attacked,
+        },
+        Check {
+            name: "a-device-at-work-ends-with-its-cell",
+            run: left,
+        },
+    ],
+};
+
+/// The words of the root's memory that are watched.
+fn watched(context: &mut Context) -> Result<Vec<u64>> {
+    let mut words = Vec::new();
+    for (address, count) in WATCHED {
+        for number in 0..count {
+            let at = address + 8 * number;
+            let word = context.poke(&format!("r64 {at:#x}"))?;
+            words.push(word.with_context(|| format!("{at:#x} cannot be read"))?);
+        }
+    }
+    ensure!(
+        words.iter().any(|word| *word != 0 && *word != u64::MAX),
+        "the root's memory is not there: {words:x?}"
+    );
+    Ok(words)
+}
+
+/// Where others are, for the command line.
+fn targets(context: &mut Context) -> Result<String> {
+    let (hypervisor, _) = context.region()?;
+    let victim = cell_region(context, VICTIM, "ram")?;
+    Ok(format!(
+        "root={ROOT:#x} hypervisor={hypervisor:#x} victim={victim:#x} victim-cpu={VICTIM_CPU}"
+    ))
+}
+
+/// Waits until the cell has said `text`; returns all that it has said since it was started.
+fn said(context: &mut Context, text: &str) -> Result<String> {
+    for _ in 0..600 {
+        let console = context.machine.check("gaol console")?;
+        if console.contains("cell failed") {
+            bail!("the cell failed: {console}");
+        }
+        if console.contains(text) {
+            return Ok(console);
+        }
+        context.machine.check("sleep 0.5")?;
+    }
+    let console = context.machine.check("gaol console | tail -n 5")?;
+    let list = context.machine.gaol("cell list")?;
+    bail!("`{text}` was not said, but: {console}; {list}")
+}
+
+/// Asserts that no interrupt came to Linux that it does not know.
+fn no_strange_interrupts(context: &mut Context) -> Result<()> {
+    let said = context
+        .machine
+        .run("dmesg | grep -i -E 'no irq handler|unexpected IRQ|spurious|NMI:|SMI'")?;
+    ensure!(said.stdout.trim().is_empty(), "{}", said.stdout.trim());
+    Ok(())
+}
+
+fn compare(console: &str) -> Result<usize> {
+    let told: BTreeMap<usize, Outcome> = console
+        .lines()
+        .filter_map(|line| match Line::parse(line)? {
+            Line::Row(number, outcome) => Some((number, outcome)),
+            Line::Left(_) => None,
+        })
+        .collect();
+    let mut wrong = Vec::new();
+    let mut attacks = 0;
+    // The emulator lets messages without remapping through, though it remaps others.
+    for (number, row) in attacks::plain(false) {
+        attacks += usize::from(row.is_attack());
+        let outcome = told.get(&number);
+        if !outcome.is_some_and(|outcome| row.is_right(*outcome)) {
+            let became = outcome.map_or("not told".to_owned(), Outcome::to_string);
+            wrong.push(format!(
+                "row {number}, \"{}\" ({:?}): expected {:?}, but it was {became}",
+                row.name, row.attack, row.expected
+            ));
+        }
+    }
+    ensure!(
+        wrong.is_empty(),
+        "{} rows are wrong:\n  {}",
+        wrong.len(),
+        wrong.join("\n  ")
+    );
+    Ok(attacks)
+}
+
+fn attacked(context: &mut Context) -> Result<()> {
+    context.start_cell(VICTIM, "ticks=1000000000 summary=0 exits=0")?;
+    let targets = targets(context)?;
+    let before = watched(context)?;
+    context.start_cell(CELL, &format!("do=attacks {targets}"))?;
+    let console = said(context, &format!("{PREFIX}done"))?;
+    let attacks = compare(&console)?;
+    ensure!(attacks >= 40, "only {attacks} attacks");
+    println!("dma: 0 of {attacks} attacks by devices succeeded");
+    ensure!(
+        watched(context)? == before,
+        "the root's memory has changed under the attacks"
+    );
+    let ticks = |context: &mut Context| -> Result<u64> {
+        let histogram = context.machine.histogram(VICTIM)?;
+        Ok(histogram
+            .context("the cell beside has no results")?
+            .ticks_done)
+    };
+    let ticks_before = ticks(context)?;
+    context.machine.check("sleep 1")?;
+    ensure!(
+        ticks(context)? > ticks_before,
+        "the cell beside stands still"
+    );
+    ensure!(context.cell_state(VICTIM)? == "running");
+    for cell in [CELL, VICTIM] {
+        context.machine.gaol(&format!("cell destroy {cell}"))?;
+    }
+    no_strange_interrupts(context)?;
+    context.machine.linux_is_well(CPUS)
+}
+
+/// Rows that leave a device to itself.
+fn leaving() -> impl Iterator<Item = (usize, Leave)> {
+    attacks::all().filter_map(|(number, row)| match (row.attack, row.expected) {
+        (Attack::Leave(what), Expected::Ended) => Some((number, what)),
+        _ => None,
+    })
+}
+
+/// A frame with the mark, for the card.
+fn marked(card: Host) -> Vec<u8> {
+    Frame {
+        from: NEAR,
+        to: card,
+        content: Content::Udp(Datagram {
+            from: 1,
+            to: 2,
+            data: [vec![0; (CONTENT - HEADERS) as usize], LEFT.repeat(32)].concat(),
+        }),
+    }
+    .bytes()
+}
+
+fn left(context: &mut Context) -> Result<()> {
+    // The card's address, which is QEMU's first.
+    let card = Host {
+        hardware: [0x52, 0x54, 0x00, 0x12, 0x34, 0x56],
+        address: [10, 0, 2, 15].into(),
+    };
+    let mark = u64::from_le_bytes(LEFT);
+    for (number, what) in leaving() {
+        context.start_cell(CELL, &format!("do=leave row={number}"))?;
+        said(context, &Line::Left(number).to_string())?;
+        let at = match what {
+            Leave::Receive => cell_region(context, CELL, "frames")? + FIRST_BUFFER + CONTENT,
+            _ => cell_region(context, CELL, "transfers")? + LEFT_AT,
+        };
+        let send = |context: &mut Context| -> Result<()> {
+            for _ in 0..10 {
+                context.machine.wire()?.send(&marked(card))?;
+            }
+            Ok(())
+        };
+        send(context)?;
+        context
+            .machine
+            .gaol(&format!("cell destroy {CELL} --force"))?;
+        for _ in 0..10 {
+            send(context)?;
+            let word = context.poke(&format!("r64 {at:#x}"))?;
+            ensure!(
+                word != Some(mark),
+                "{what:?}: the device writes to {at:#x}, though its cell has gone"
+            );
+            context.machine.check("sleep 0.1")?;
+        }
+        no_strange_interrupts(context)?;
+        context.machine.linux_is_well(CPUS)?;
+    }
+    // Nobody has the card any more.
+    let mut peer = Peer::to(context.machine.wire()?, card);
+    ensure!(peer.resolve(Duration::from_secs(1))?.is_none());
+    Ok(())
+}
