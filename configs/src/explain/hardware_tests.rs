@@ -112,9 +112,12 @@ fn cell_on(
 
 /// The problems of a cell beside a neighbour that has some of everything.
 fn problems_of(keys: &str, tables: &str) -> Vec<Problem> {
-    let system = system();
+    problems_on(&system(), keys, tables)
+}
+
+fn problems_on(system: &System, keys: &str, tables: &str) -> Vec<Problem> {
     let neighbour = cell_on(
-        &system,
+        system,
         "neighbour",
         "[2]",
         0x2000_0000,
@@ -122,8 +125,8 @@ fn problems_of(keys: &str, tables: &str) -> Vec<Problem> {
         "[[devices]]\naddress = \"00:03.0\"\n\n[[msrs]]\nindex = 0x199\naccess = \"rw\"\n\n\
          [[memory]]\nname = \"mailbox\"\nat = 0x200000\nphysical = 0x28000000\nsize = \"8 KiB\"\nshared = true\n",
     );
-    let cell = cell_on(&system, "cell", "[3]", 0x3000_0000, keys, tables);
-    check(any_machine(), &system, &[neighbour, cell])
+    let cell = cell_on(system, "cell", "[3]", 0x3000_0000, keys, tables);
+    check(any_machine(), system, &[neighbour, cell])
 }
 
 fn with_table(table: &str) -> Vec<Problem> {
@@ -210,6 +213,8 @@ fn the_memory_of_a_described_machine() {
 
 #[test]
 fn the_hardware_of_a_cell() {
+    let iommu = "iommus = [{ at = 0xfd100000, size = \"4 KiB\" }]\n";
+    let without_iommu = System::from_toml("system.toml", &SYSTEM.replace(iommu, "")).unwrap();
     compare(
         "the-hardware-of-a-cell",
         &transcript([
@@ -251,7 +256,8 @@ fn the_hardware_of_a_cell() {
             ),
             (
                 "no IOMMU in front of it",
-                problems_of(
+                problems_on(
+                    &without_iommu,
                     "unprotected-dma = false",
                     "[[devices]]\naddress = \"00:04.0\"\n\n[[devices]]\naddress = \"00:04.1\"\nbus-master = false",
                 ),

@@ -1,13 +1,14 @@
 //! What a cell may have of a machine that the system configuration describes.
 
 use gaol_abi::config::{
-    DEVICE_NO_MASTER, MACHINE_BAR_PORTS, MACHINE_DEVICE_BRIDGE, MEMORY_COMMUNICATION,
-    MEMORY_CONTINUED, MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE, MEMORY_LOADABLE, MEMORY_READ,
-    MEMORY_ROOT_SHARED, MEMORY_SHARED, MEMORY_TYPE_UNCACHEABLE, MEMORY_TYPE_WRITE_BACK,
-    MEMORY_TYPE_WRITE_COMBINING, MEMORY_TYPE_WRITE_PROTECTED, MEMORY_TYPE_WRITE_THROUGH,
-    MEMORY_WIDTH_8, MEMORY_WIDTH_32, MEMORY_WRITE, MSR_PER_CPU, MSR_READ, MSR_WRITE, MachineBar,
-    MachineCpu, MachineDevice, MachineRange, MemoryRegion, RANGE_IO_APIC, RANGE_IOMMU,
-    RANGE_PCI_CONFIGURATION, RANGE_RAM, RANGE_RESERVED_DMA, SYSTEM_DESCRIBES_MACHINE,
+    DEVICE_NO_MASTER, IOMMU_SOURCE_IO_APIC, IommuSource, MACHINE_BAR_PORTS, MACHINE_DEVICE_BRIDGE,
+    MEMORY_COMMUNICATION, MEMORY_CONTINUED, MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE,
+    MEMORY_LOADABLE, MEMORY_READ, MEMORY_ROOT_SHARED, MEMORY_SHARED, MEMORY_TYPE_UNCACHEABLE,
+    MEMORY_TYPE_WRITE_BACK, MEMORY_TYPE_WRITE_COMBINING, MEMORY_TYPE_WRITE_PROTECTED,
+    MEMORY_TYPE_WRITE_THROUGH, MEMORY_WIDTH_8, MEMORY_WIDTH_32, MEMORY_WRITE, MSR_PER_CPU,
+    MSR_READ, MSR_WRITE, MachineBar, MachineCpu, MachineDevice, MachineRange, MemoryRegion,
+    RANGE_IO_APIC, RANGE_IOMMU, RANGE_PCI_CONFIGURATION, RANGE_RAM, RANGE_RESERVED_DMA,
+    SYSTEM_DESCRIBES_MACHINE,
 };
 use gaol_abi::outcome::MachineFault;
 
@@ -1023,4 +1024,49 @@ fn a_strict_root_has_possible_lists() {
         msrs(&[access(0x200, MSR_READ), access(0x200, MSR_READ)]),
         Err((Reason::MsrOwned, 0x200))
     );
+}
+
+#[test]
+fn functions_are_behind_the_units_that_the_firmware_names() {
+    let unit = |segment, flags| IommuUnit {
+        registers: 0xfd10_0000,
+        size: 0x1000,
+        segment,
+        flags,
+    };
+    let source = |kind, unit, source| IommuSource {
+        address: 0,
+        unit,
+        kind,
+        segment: 0,
+        source,
+    };
+    let refused = |system: &System, function: u16| {
+        let binary = system.encode();
+        let view = SystemView::parse(binary.bytes()).unwrap();
+        let wanted = AssignedDevice {
+            flags: 0,
+            ..device(function)
+        };
+        is_unprotected(&machine(view), &wanted)
+    };
+    let mut system = system();
+    // Which functions are behind it is not known yet.
+    assert!(!refused(&system, 0x18));
+    system.iommus = vec![unit(0, 0)];
+    system.iommu_sources = vec![
+        source(IOMMU_SOURCE_FUNCTION, 0, 0x18),
+        source(IOMMU_SOURCE_IO_APIC, 0, 0x20),
+    ];
+    assert!(!refused(&system, 0x18));
+    assert!(refused(&system, 0x20), "the IOAPIC's address");
+    assert!(refused(&system, 0x28));
+    system.iommus[0].segment = 1;
+    assert!(refused(&system, 0x18), "another segment");
+    system.iommus = vec![unit(0, IOMMU_INCLUDES_ALL)];
+    assert!(!refused(&system, 0x28));
+    system.iommus.clear();
+    system.iommu_sources.clear();
+    system.ranges.retain(|range| range.kind != RANGE_IOMMU);
+    assert!(refused(&system, 0x18), "there is none");
 }

@@ -23,8 +23,9 @@ mod msrs;
 mod ports;
 
 use gaol_abi::config::{
-    AssignedDevice, Interrupt, MAX_DEVICES, MAX_INTERRUPTS, MAX_MEMORY_REGIONS, MAX_MSRS,
-    MAX_PORT_RANGES, MEMORY_EXECUTE, MsrAccess, PortRange,
+    AssignedDevice, IOMMU_INCLUDES_ALL, IOMMU_SOURCE_FUNCTION, Interrupt, IommuUnit, MAX_DEVICES,
+    MAX_INTERRUPTS, MAX_MEMORY_REGIONS, MAX_MSRS, MAX_PORT_RANGES, MEMORY_EXECUTE, MsrAccess,
+    PortRange, RANGE_IOMMU,
 };
 use gaol_abi::outcome::{Reason, Unsupported};
 use gaol_abi::{MAX_CELLS, NAME_LENGTH};
@@ -98,11 +99,28 @@ impl<'a> Machine<'a> {
         self.system.filter(SystemView::describes_machine)
     }
 
-    /// Whether an IOMMU that the hypervisor drives keeps the PCI function in its cell's memory. The hypervisor drives none
-    /// yet.
+    /// Whether an IOMMU is in front of the PCI function. Which functions are behind which unit is known when Gaol is enabled;
+    /// before, a machine that has one is taken at its word. Whether the unit can do what it takes, the hypervisor sees.
     #[must_use]
-    pub fn confines(&self, _device: &AssignedDevice) -> bool {
-        false
+    pub fn confines(&self, device: &AssignedDevice) -> bool {
+        let Some(system) = self.system else {
+            return false;
+        };
+        if system.iommus().is_empty() {
+            let mut ranges = system.ranges().iter();
+            return ranges.any(|range| range.kind == RANGE_IOMMU);
+        }
+        let is_behind = |number: usize, unit: &IommuUnit| {
+            let mut sources = system.iommu_sources().iter();
+            unit.flags & IOMMU_INCLUDES_ALL != 0
+                || sources.any(|source| {
+                    source.kind == IOMMU_SOURCE_FUNCTION
+                        && usize::from(source.unit) == number
+                        && source.source == device.function
+                })
+        };
+        let mut units = system.iommus().iter().enumerate();
+        units.any(|(number, unit)| unit.segment == device.segment && is_behind(number, unit))
     }
 }
 

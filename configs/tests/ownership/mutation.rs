@@ -230,6 +230,7 @@ mutations! {
     };
     /// Functions that no IOMMU holds, and a cell that does not say that it accepts that.
     functions_that_reach_all = |whole, choice| {
+        whole.machine.iommus.clear();
         whole.cells[choice.taker].unprotected_dma = false;
         (!whole.cells[choice.taker].devices.is_empty()).then_some(Reason::UnprotectedDma)
     };
