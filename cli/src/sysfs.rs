@@ -209,6 +209,15 @@ impl Sysfs {
         fs::read_to_string(file).ok()?.trim().parse().ok()
     }
 
+    /// Whether the hypervisor says that functions of the cell reach all memory.
+    #[must_use]
+    pub fn is_unprotected(&self, cell: u32) -> bool {
+        let bit = 1u64.checked_shl(cell).unwrap_or(0);
+        let public = self.public().ok();
+        let system = public.as_ref().and_then(PublicPages::system);
+        system.is_some_and(|system| system.unprotected_cells & bit != 0)
+    }
+
     /// The PCI functions that cells have, and those that did not come back.
     #[must_use]
     pub fn functions(&self) -> Vec<FunctionEntry> {

@@ -75,12 +75,13 @@ pub fn create(host: &mut Host, path: &Path, force: bool) -> Result<Report> {
         }
         refuse_lines_in_use(host, &cell, &ledger, &machine)?;
     }
-    let warnings = check::unprotected(&machine, &cell);
     let view = cell.view();
     refuse_disks_in_use(host, &view)?;
     let created = create_from(host, cell.bytes(), force)
         .map_err(|error| creation_failure(host, error, &cell, &ledger, &machine))?;
     owners::keep(host, created.id, cell.bytes());
+    let is_unprotected = host.sysfs.is_unprotected(created.id);
+    let warnings = check::unprotected(&machine, &cell, is_unprotected);
     let mut report = created_report(created, view.name(), view.cpus());
     report.json["warnings"] = problems_json(&warnings);
     for warning in &warnings {

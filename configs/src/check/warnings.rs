@@ -5,8 +5,9 @@
 use std::collections::BTreeSet;
 
 use gaol_abi::config::{
-    MACHINE_CPU_SMIS, MEMORY_COMMUNICATION, MEMORY_DMA, MEMORY_EXECUTE, MEMORY_ROOT_SHARED,
-    MEMORY_SHARED, MEMORY_WIDTHS, MEMORY_WRITE, MachineCpu, MemoryRegion, RANGE_RAM,
+    DEVICE_NO_MASTER, MACHINE_CPU_SMIS, MEMORY_COMMUNICATION, MEMORY_DMA, MEMORY_EXECUTE,
+    MEMORY_ROOT_SHARED, MEMORY_SHARED, MEMORY_WIDTHS, MEMORY_WRITE, MachineCpu, MemoryRegion,
+    RANGE_RAM,
 };
 
 use crate::binary::{SystemView, name_text, physical_range};
@@ -33,10 +34,8 @@ pub fn warnings(system: &System, cells: &[Cell]) -> Vec<Problem> {
         writer.cores(&view, cells, index, &mut found);
         writer.smis(&view, &mut found);
         writer.caches(&view, &mut found);
-        found.extend(unprotected(
-            &super::with_system(super::any_machine(), system),
-            cell,
-        ));
+        let machine = super::with_system(super::any_machine(), system);
+        found.extend(unprotected(&machine, cell, false));
         let not_yet = unsupported(cell);
         found.extend(not_yet.map(|problem| problem.as_warning(Doubt::Unsupported)));
         found.sort_by_key(|problem| problem.place().map_or(0, |place| place.start));
@@ -53,14 +52,19 @@ pub fn warnings(system: &System, cells: &[Cell]) -> Vec<Problem> {
     all
 }
 
-/// The PCI functions of the cell whose DMA no IOMMU of the machine keeps in the cell's memory, as warnings.
+/// The PCI functions of the cell whose DMA no IOMMU of the machine keeps in the cell's memory, as warnings. `is_known`: the
+/// hypervisor has said that there are such functions.
 #[must_use]
-pub fn unprotected(machine: &Machine<'_>, cell: &Cell) -> Vec<Problem> {
+pub fn unprotected(machine: &Machine<'_>, cell: &Cell, is_known: bool) -> Vec<Problem> {
     let view = cell.view();
     let system = machine.system.as_ref();
     let devices = view.devices().iter();
     devices
-        .filter(|device| view.accepts_unprotected_dma() && is_unprotected(machine, device))
+        .filter(|device| {
+            let may_master = device.flags & DEVICE_NO_MASTER == 0;
+            view.accepts_unprotected_dma()
+                && (is_unprotected(machine, device) || is_known && may_master)
+        })
         .map(|device| {
             let name = device_text(system, function_number(device.segment, device.function));
             Problem::warning(
