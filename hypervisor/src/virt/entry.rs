@@ -168,7 +168,7 @@ impl Frame {
 pub(super) mod tests {
     use core::mem::offset_of;
 
-    use iced_x86::Register;
+    use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
     use proptest::prelude::*;
 
     use super::*;
@@ -220,5 +220,36 @@ pub(super) mod tests {
             }
             prop_assert_eq!(frame.low_register(4), None);
         }
+    }
+
+    /// Walks through the assembly from `code` to `end`, and notes where each register is saved to or loaded from, relative to
+    /// the frame. RAX may be in memory.
+    pub fn places(code: usize, limit: usize, first: i64, end: Mnemonic) -> Vec<(Register, i64)> {
+        // SAFETY: this program's own text; the functions looked at are longer than what is read of them.
+        let bytes = unsafe { core::slice::from_raw_parts(code as *const u8, limit) };
+        let mut stack = first;
+        let mut found = Vec::new();
+        for instruction in &mut Decoder::new(64, bytes, DecoderOptions::NONE) {
+            let register = match instruction.op0_kind() {
+                OpKind::Memory => Register::RAX,
+                _ => instruction.op0_register(),
+            };
+            match instruction.mnemonic() {
+                mnemonic if mnemonic == end => return found,
+                Mnemonic::Push => {
+                    stack -= 8;
+                    found.push((register, stack));
+                }
+                Mnemonic::Pop => {
+                    found.push((register, stack));
+                    stack += 8;
+                }
+                Mnemonic::Sub if register == Register::RSP => {
+                    stack -= instruction.immediate(1) as i64;
+                }
+                _ => {}
+            }
+        }
+        panic!("no {end:?}")
     }
 }

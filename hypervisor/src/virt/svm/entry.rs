@@ -183,3 +183,34 @@ pub extern "C" fn nmi() {
         halt = const HALT_OFFSET,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::Mnemonic;
+
+    use super::*;
+    use crate::virt::entry::tests::{PLACES, place, places};
+
+    #[test]
+    fn the_assembly_saves_and_loads_what_the_frame_says() {
+        // VMRUN is reached with room left for five registers.
+        let size = size_of::<Frame>() as i64;
+        let saved = places(vm_exit as *const () as usize, 64, size - 40, Mnemonic::Call);
+        let entered = places(enter as *const () as usize, 96, 0, Mnemonic::Vmrun);
+        assert_eq!((saved.len(), entered.len()), (10, PLACES.len()));
+        for (register, at) in saved.into_iter().chain(entered) {
+            assert_eq!(at, place(register) as i64, "{register:?}");
+        }
+    }
+
+    /// The handler of NMIs finds HLT where it is said to be, and steps over the one byte that it has.
+    #[test]
+    fn the_halt_is_where_the_handler_looks_for_it() {
+        let at = wait as *const () as usize;
+        // SAFETY: this program's own text, which is longer.
+        let bytes = unsafe { core::slice::from_raw_parts(at as *const u8, 7) };
+        let (stgi, hlt, clgi) = ([0x0f, 0x01, 0xdc], [0xf4], [0x0f, 0x01, 0xdd]);
+        assert_eq!(bytes, [&stgi[..], &hlt, &clgi].concat());
+        assert_eq!(HALT_OFFSET, stgi.len());
+    }
+}

@@ -146,37 +146,10 @@ pub extern "C" fn nmi() {
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
+    use iced_x86::Mnemonic;
 
     use super::*;
-    use crate::virt::entry::tests::{PLACES, place};
-
-    /// Walks through the assembly from `code` to the call or jump behind it, and notes where each register is saved to
-    /// or loaded from, relative to the frame.
-    fn places(code: usize, limit: usize, first: i64, end: Mnemonic) -> Vec<(Register, i64)> {
-        // SAFETY: this program's own text; the functions looked at are longer than what is read of them.
-        let bytes = unsafe { core::slice::from_raw_parts(code as *const u8, limit) };
-        let mut stack = first;
-        let mut found = Vec::new();
-        for instruction in &mut Decoder::new(64, bytes, DecoderOptions::NONE) {
-            match instruction.mnemonic() {
-                mnemonic if mnemonic == end => return found,
-                Mnemonic::Push => {
-                    stack -= 8;
-                    found.push((instruction.op0_register(), stack));
-                }
-                Mnemonic::Pop => {
-                    found.push((instruction.op0_register(), stack));
-                    stack += 8;
-                }
-                Mnemonic::Sub if instruction.op0_register() == Register::RSP => {
-                    stack -= instruction.immediate(1) as i64;
-                }
-                _ => assert!(instruction.op_kinds().all(|kind| kind != OpKind::Memory)),
-            }
-        }
-        panic!("no {end:?}")
-    }
+    use crate::virt::entry::tests::{PLACES, place, places};
 
     #[test]
     fn the_assembly_saves_and_loads_what_the_frame_says() {
