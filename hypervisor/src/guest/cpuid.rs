@@ -339,23 +339,49 @@ mod tests {
         }
         // x2APIC is there whatever the processor model says: a cell's CPU is in that mode.
         assert_ne!(moderated(1, 0, [0; 4], 0, false)[2] & X2APIC, 0);
-        for leaf in [
-            0,
-            2,
-            3,
-            4,
-            5,
-            8,
-            9,
-            0xb,
-            0x15,
-            0x16,
-            0x1f,
-            0x8000_0001,
-            0x8000_0007,
-        ] {
+        for leaf in [0, 2, 3, 4, 5, 8, 9, 0xb, 0x15, 0x16, 0x1f, 0x8000_0007] {
             assert_eq!(moderated(leaf, 0, ONES, 0, false), ONES, "leaf {leaf:#x}");
         }
+    }
+
+    /// AMD64 Architecture Programmer's Manual, volume 3, "Obtaining Processor Information Via the CPUID Instruction".
+    #[test]
+    fn nobody_is_shown_svm_and_a_cell_no_counters_of_amds() {
+        let (svm, skinit) = (1 << 2, 1 << 12);
+        for is_root in [true, false] {
+            let [eax, ebx, ecx, edx] = moderated(0x8000_0001, 0, ONES, 0, is_root);
+            assert_eq!([eax, ebx, edx], [u32::MAX; 3]);
+            assert_eq!(ecx & (svm | skinit), 0);
+            assert_eq!(moderated(0x8000_000a, 0, ONES, 0, is_root), [0; 4]);
+            assert_eq!(is_root, ecx == !(svm | skinit));
+        }
+        let [_, _, ecx, _] = moderated(0x8000_0001, 0, ONES, 0, false);
+        // IBS, LWP, counters of core, north bridge and cache.
+        for bit in [10, 15, 23, 24, 28] {
+            assert_eq!(ecx >> bit & 1, 0, "bit {bit}");
+        }
+        // LAHF, MONITORX, topology.
+        for bit in [0, 22, 29] {
+            assert_ne!(ecx >> bit & 1, 0, "bit {bit}");
+        }
+        let [_, ebx, _, _] = moderated(0x8000_0008, 0, ONES, 0, false);
+        assert_eq!(ebx, !(1 << 3));
+        for leaf in [
+            0x8000_001b,
+            0x8000_001c,
+            0x8000_001f,
+            0x8000_0020,
+            0x8000_0022,
+        ] {
+            assert_eq!(moderated(leaf, 0, ONES, 0, false), [0; 4], "{leaf:#x}");
+            assert_eq!(moderated(leaf, 0, ONES, 0, true), ONES, "{leaf:#x}");
+        }
+        // Each of these is looked at.
+        let looked_at = (0x8000_0000..0x8000_0100).filter(|leaf| is_moderated_extended(*leaf));
+        assert_eq!(
+            looked_at.collect::<Vec<_>>(),
+            (0x8000_0001..=0x8000_0022).collect::<Vec<_>>()
+        );
     }
 
     proptest! {
@@ -364,6 +390,7 @@ mod tests {
             leaf in prop_oneof![0u32..0x30, any::<u32>()], subleaf in 0u32..4, answer: [u32; 4], guest_cr4: u64,
         ) {
             prop_assume!(leaf != CPUID_SIGNATURE_LEAF && leaf != CPUID_FEATURES_LEAF);
+            prop_assume!(!is_moderated_extended(leaf));
             let told = moderated(leaf, subleaf, answer, guest_cr4, true);
             let mut expected = answer;
             if leaf == 1 {
