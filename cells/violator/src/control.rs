@@ -2,6 +2,7 @@
 
 use core::arch::asm;
 
+use gaol_cell::arguments::Arguments;
 use gaol_cell::exceptions::Exception;
 use gaol_cell::instructions::{cpuid, read_tsc};
 use gaol_cell::registers::Msr;
@@ -102,7 +103,9 @@ control_register!(read_cr0, write_cr0, "cr0");
 control_register!(read_cr3, write_cr3, "cr3");
 control_register!(read_cr4, write_cr4, "cr4");
 
-pub fn write_control_registers() {
+/// `reserved=0` leaves reserved bits of CR0 and CR3 out: an emulator exists whose MOV takes them, so that no VMRUN takes the
+/// guest any more.
+pub fn write_control_registers(arguments: Arguments<'_>) {
     const PROTECTED: u64 = 1;
     const NOT_WRITE_THROUGH: u64 = 1 << 29;
     const CACHE_DISABLE: u64 = 1 << 30;
@@ -113,8 +116,10 @@ pub fn write_control_registers() {
     write_cr0("cr0, paging without protection", cr0 & !PROTECTED);
     write_cr0("cr0, caches neither on nor off", cr0 | NOT_WRITE_THROUGH);
     write_cr0("cr0, caches off", cr0 | CACHE_DISABLE);
-    write_cr0("cr0, reserved bit", cr0 | 1 << 40);
-    write_cr3("cr3, reserved bit", cr3 | 1 << 60);
+    if arguments.number("reserved", 1) != 0 {
+        write_cr0("cr0, reserved bit", cr0 | 1 << 40);
+        write_cr3("cr3, reserved bit", cr3 | 1 << 60);
+    }
     write_cr4("cr4, vmxe", cr4 | VMXE);
     write_cr4("cr4, no pae", cr4 & !PAE);
     write_cr4("cr4, reserved bit", cr4 | 1 << 40);

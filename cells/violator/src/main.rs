@@ -40,7 +40,7 @@ fn main(mut cell: Cell) -> ! {
         Action::MsrWrite => access::write_msr(arguments),
         Action::MsrSweep => access::sweep_msrs(),
         Action::TripleFault => control::triple_fault(),
-        Action::ControlRegisters => control::write_control_registers(),
+        Action::ControlRegisters => control::write_control_registers(arguments),
         Action::CpuidStorm => control::storm(&cell),
         Action::HypercallManagement => management::call_all(arguments),
         Action::HypervisorFault => management::fail_hypervisor(arguments),
