@@ -218,7 +218,7 @@ static int bench_show(struct seq_file *file, void *unused)
 	MEASURE(cpuid);
 	MEASURE(no_vmcall);
 	if (has_hypercalls()) {
-		if (boot_cpu_has(X86_FEATURE_SVM))
+		if (boot_cpu_data.x86_vendor == X86_VENDOR_AMD)
 			MEASURE(vmmcall);
 		else
 			MEASURE(vmcall);

@@ -357,12 +357,15 @@ static void triple_fault(void)
 	asm volatile("lidt %0\n\tint $0x20" : : "m" (nothing));
 }
 
-/* The hypercall of this number, with one argument. */
+/*
+ * The hypercall of this number, with one argument. Not by the feature: Linux
+ * forgets it when it starts a CPU while Gaol hides it.
+ */
 static void hypercall(u64 number, u64 *value)
 {
 	u64 argument = *value;
 
-	if (boot_cpu_has(X86_FEATURE_SVM))
+	if (boot_cpu_data.x86_vendor == X86_VENDOR_AMD)
 		asm volatile("vmmcall" : "=a"(*value) : "a"(number), "D"(argument), "S"(0UL) : "memory");
 	else
 		asm volatile("vmcall" : "=a"(*value) : "a"(number), "D"(argument), "S"(0UL) : "memory");
