@@ -6,6 +6,8 @@ use anyhow::{Result, ensure};
 
 use super::{CPUS, Context, load_modules};
 use crate::gaol::Gaol;
+use crate::machine::Platform;
+use crate::qemu::Iommu;
 use crate::runner::{Check, Group};
 
 const CELL: &str = "interrupts";
@@ -25,6 +27,10 @@ pub(super) const GROUP: Group = Group {
         let mut spec = spec
             .hardware("com4: enabled=1, mode=null")
             .content("root/in-use.toml", in_use);
+        // Cells get lines as long as no IOMMU remaps interrupts for Linux.
+        if spec.platform == Platform::Qemu {
+            spec.qemu.iommu = Iommu::Dma;
+        }
         spec.qemu.arguments.extend(
             [
                 "-chardev",
