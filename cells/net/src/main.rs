@@ -38,6 +38,8 @@ gaol_cell::entry!(main);
 type Card = Controller<Mmio, DmaMemory>;
 
 const VECTOR: Vector = Vector::new(0x61);
+/// Level-triggered lines of cells have vectors from 0xf0 on.
+const LINE_VECTOR: Vector = Vector::new(0xf4);
 /// Buses on which the card is looked for.
 const BUSES: u16 = 8;
 
@@ -189,7 +191,13 @@ fn set_up_interrupts(cell: &Cell, ports: &mut Ports, function: Function, mode: M
             let pin = cell.arguments().number("line", line);
             let pin = u8::try_from(pin).unwrap_or(u8::MAX);
             assert!(pin < 120, "{pin} is no pin of an IOAPIC");
-            io_apic::set_entry(pin, io_apic::entry(VECTOR.number(), own) | LEVEL);
+            set_handler(LINE_VECTOR, on_interrupt);
+            let entry = io_apic::entry(LINE_VECTOR.number(), own) | LEVEL;
+            io_apic::set_entry(pin, entry);
+            assert!(
+                io_apic::entry_of(pin) & io_apic::MASKED == 0,
+                "line {pin} is not the cell's: its configuration needs it in interrupts"
+            );
             pci::set_command(
                 ports,
                 function,
