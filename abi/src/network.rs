@@ -34,6 +34,6 @@ pub struct NetworkStatistics {
     pub interrupts: u64,
     /// VM exits of the cell's CPU, but for those that counting takes itself; or [`NOT_COUNTED`].
     pub exits: u64,
-    /// 1: each end of an interrupt is a VM exit, because the CPU has no x2APIC.
+    /// VM exits that the end of an interrupt takes, as the cell has found: 1 where the CPU has no x2APIC, else 0.
     pub end_of_interrupt_exits: u64,
 }

@@ -67,6 +67,8 @@ fn main(mut cell: Cell) -> ! {
         Command::MEMORY | Command::BUS_MASTER,
         Command::empty(),
     );
+    // Before there are any.
+    let figures = Figures::new();
     set_up_interrupts(&cell, &mut ports, function, plan.mode);
 
     let dma = cell.take_dma(MEMORY_SIZE);
@@ -89,15 +91,14 @@ fn main(mut cell: Cell) -> ! {
     };
     let server = Server::new(card, place, STORAGE.take());
     println!("net: ready");
-    run(&mut cell, server, plan.mode)
+    run(&mut cell, server, figures, plan.mode)
 }
 
-fn run(cell: &mut Cell, mut server: Server<'static, Card>, mode: Mode) -> ! {
+fn run(cell: &mut Cell, mut server: Server<'static, Card>, mut figures: Figures, mode: Mode) -> ! {
     let clock = Clock {
         start: read_tsc(),
         frequency: cell.tsc(),
     };
-    let mut figures = Figures::new();
     loop {
         let seen = INTERRUPTS.load(Ordering::Acquire);
         while server.poll(clock.now(), &mut |card| figures.take(card)) {
@@ -226,13 +227,20 @@ impl Clock {
 struct Figures {
     counter: Option<ExitCounter>,
     exits: u64,
+    /// VM exits of an end of interrupt, as it was found.
+    end_of_interrupt: u64,
 }
 
 impl Figures {
     fn new() -> Self {
+        let mut counter = ExitCounter::new();
+        // With nothing in service it ends nothing.
+        apic::end_of_interrupt();
+        let passed = counter.as_mut().and_then(ExitCounter::passed);
         Self {
-            counter: ExitCounter::new(),
+            counter,
             exits: 0,
+            end_of_interrupt: passed.unwrap_or(0).into(),
         }
     }
 
@@ -252,7 +260,7 @@ impl Figures {
             refused: card.refused,
             interrupts,
             exits: passed.map_or(NOT_COUNTED, |_| self.exits),
-            end_of_interrupt_exits: apic::is_xapic().into(),
+            end_of_interrupt_exits: self.end_of_interrupt,
         }
     }
 }
