@@ -4,6 +4,7 @@
 //! ticks measured, all CPUs and all memory back with Linux. `target/demo/report.json` is written in either case.
 
 mod histogram;
+mod network;
 mod report;
 
 use std::fs;
@@ -14,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use gaol_abi::image::Vendor;
 use gaol_tests::artefacts;
 use gaol_tests::gaol::{self, Gaol, Histogram};
-use gaol_tests::machine::{Machine, Platform, Spec};
+use gaol_tests::machine::{Machine, Platform, Spec, Wired};
 use gaol_tests::{latency, qemu, runner};
 
 use crate::build::{self, Part};
@@ -22,7 +23,7 @@ use crate::place::Where;
 use crate::progress::Progress;
 use crate::setup;
 
-use report::{CellReport, Report};
+use report::{CellReport, NetworkReport, Report};
 
 /// How the demonstration is run.
 #[derive(clap::Args)]
@@ -67,6 +68,14 @@ fn class_cycles(platform: Platform) -> u64 {
         Platform::Bochs => 1,
         Platform::Kvm => 100,
         Platform::Qemu => 200_000,
+    }
+}
+
+/// How the cell waits for its ticks: where CPUs share a thread of the host, one that spins keeps the others waiting.
+fn wait(platform: Platform) -> &'static str {
+    match platform {
+        Platform::Bochs | Platform::Kvm => "spin",
+        Platform::Qemu => "halt",
     }
 }
 
@@ -131,6 +140,9 @@ fn demonstrate(progress: &Progress, place: Where, arguments: &Arguments) -> Resu
     let name = format!("demo-{}", platform.name());
     let mut spec = runner::with_artefacts(Spec::new(&name, platform))?;
     spec.cpus = CPUS;
+    if platform == Platform::Qemu {
+        spec.wired = Some(Wired::E1000e);
+    }
     let mut machine = progress.stage("booting the stock kernel with 4 CPUs", || {
         Machine::boot(&spec)
     })?;
@@ -170,12 +182,23 @@ fn show(
     progress.stage("creating, loading and starting the cell `latency`", || {
         machine.gaol(&format!("cell create {CELL}.toml"))?;
         machine.gaol(&format!(
-            "cell load {CELL} {CELL}.bin -s \"period={period}us ticks={ticks} class={}\"",
-            class_cycles(platform)
+            "cell load {CELL} {CELL}.bin -s \"period={period}us ticks={ticks} class={} wait={}\"",
+            class_cycles(platform),
+            wait(platform)
         ))?;
         latency::start_load(machine)?;
         machine.gaol(&format!("cell start {CELL}"))
     })?;
+    let network = match platform {
+        Platform::Qemu => {
+            progress.stage("starting the cell `net` with the network card", || {
+                network::start(machine)
+            })?;
+            let what = format!("asking it from outside, {} times", network::QUESTIONS);
+            Some(progress.stage(&what, || network::ask(machine))?)
+        }
+        Platform::Bochs | Platform::Kvm => None,
+    };
     let run = progress.stage(&format!("measuring {ticks} ticks under load"), || {
         latency::wait(machine, CELL, RUN_TIMEOUT, &|histogram| {
             progress.note(&format!(
@@ -188,7 +211,10 @@ fn show(
     let stats = machine.check(&format!("gaol cell stats {CELL}"))?;
     let root_exits = machine.exits("0")?;
     latency::stop_load(machine)?;
-    progress.stage("destroying the cell", || {
+    progress.stage("destroying what there is of cells", || {
+        if network.is_some() {
+            machine.gaol(&format!("cell destroy {}", network::CELL))?;
+        }
         machine.gaol(&format!("cell destroy {CELL}"))
     })?;
     let longest_pauses = machine.longest_pauses()?;
@@ -199,6 +225,9 @@ fn show(
     let mut problems = after.missing_from(&before);
     if let Err(broken) = latency::is_as_promised(platform, &run, ticks) {
         problems.push(format!("{broken:#}"));
+    }
+    if let Some(broken) = network.as_ref().and_then(NetworkReport::broken) {
+        problems.push(broken);
     }
     if let Err(complaint) = machine.linux_is_well(CPUS) {
         problems.push(format!("{complaint:#}"));
@@ -225,6 +254,7 @@ fn show(
             exits_during_run: exits,
             exits_a_tick: platform.exits_a_tick(),
         },
+        network,
         root_exits,
         longest_pauses,
         ok: problems.is_empty(),

@@ -25,6 +25,8 @@ pub struct Report {
     pub disable_cycles: u64,
     /// What the cell did.
     pub cell: CellReport,
+    /// What the cell with the network card did, where the machine has one.
+    pub network: Option<NetworkReport>,
     /// Exits of Linux' CPUs by reason.
     pub root_exits: BTreeMap<String, u64>,
     /// The longest times in cycles that a CPU of Linux was away, by reason.
@@ -50,6 +52,49 @@ pub struct CellReport {
     pub exits_during_run: u64,
     /// Those that a tick takes on this machine.
     pub exits_a_tick: u64,
+}
+
+/// What the cell with the network card did.
+#[derive(Debug, Serialize)]
+pub struct NetworkReport {
+    /// Its name.
+    pub name: String,
+    /// Pings and datagrams that it was sent.
+    pub questions: u64,
+    /// Right answers.
+    pub answers: u64,
+    /// Answers that were wrong, or came again.
+    pub wrong: u64,
+    /// Shortest time from question to answer, in microseconds of the host.
+    pub min_microseconds: u64,
+    /// Average of it.
+    pub avg_microseconds: u64,
+    /// Longest.
+    pub max_microseconds: u64,
+    /// Interrupts of the card meanwhile.
+    pub interrupts: u64,
+    /// VM exits of the cell meanwhile.
+    pub exits_during_run: u64,
+    /// Those that the ends of the interrupts take on this machine.
+    pub exits_promised: u64,
+}
+
+impl NetworkReport {
+    /// What was promised and is not so.
+    pub fn broken(&self) -> Option<String> {
+        if self.answers != self.questions || self.wrong != 0 || self.questions == 0 {
+            return Some(format!(
+                "of {} questions to the cell `{}` {} were answered, and {} answers were wrong",
+                self.questions, self.name, self.answers, self.wrong
+            ));
+        }
+        (self.exits_during_run != self.exits_promised).then(|| {
+            format!(
+                "the cell `{}` left {} times for the hypervisor, and {} interrupts ended",
+                self.name, self.exits_during_run, self.interrupts
+            )
+        })
+    }
 }
 
 /// The report for people.
@@ -82,6 +127,23 @@ pub fn table(report: &Report) -> Table {
         "VM exits of the cell during the run".to_owned(),
         thousands(cell.exits_during_run),
     ]);
+    if let Some(network) = &report.network {
+        table.row([
+            "answers of the network cell".to_owned(),
+            format!("{} of {}", network.answers, network.questions),
+        ]);
+        table.row([
+            "round trip min / avg / max, µs of the host".to_owned(),
+            format!(
+                "{} / {} / {}",
+                network.min_microseconds, network.avg_microseconds, network.max_microseconds
+            ),
+        ]);
+        table.row([
+            "its interrupts, and its VM exits meanwhile".to_owned(),
+            format!("{} and {}", network.interrupts, network.exits_during_run),
+        ]);
+    }
     table.row([
         "VM exits of Linux".to_owned(),
         thousands(report.root_exits.values().sum()),
