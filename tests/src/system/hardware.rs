@@ -85,8 +85,12 @@ const QEMU: &[(&str, &str, &str)] = &[
 ];
 
 /// Rows at the least, and those of them that Gaol needs: fewer on a CPU with SVM.
-const LEAST_ROWS: usize = 45;
-const LEAST_NEEDED: usize = 20;
+const fn least_rows(platform: Platform) -> (usize, usize) {
+    match platform {
+        Platform::Bochs | Platform::Kvm => (60, 45),
+        Platform::Qemu => (45, 18),
+    }
+}
 
 /// Without it nobody can see whether the kernel is locked down.
 fn mount_security(context: &mut Context) -> Result<()> {
@@ -176,7 +180,8 @@ fn emulated(context: &mut Context) -> Result<()> {
     let rows = answer["rows"].as_array().context("there are no rows")?;
     let needed = rows.iter().filter(|row| row["needed"] == true);
     ensure!(
-        needed.clone().count() > LEAST_NEEDED && needed.clone().all(|row| row["status"] == "ok"),
+        needed.clone().count() > least_rows(context.platform).1
+            && needed.clone().all(|row| row["status"] == "ok"),
         "something that is needed is not well: {answer}"
     );
     let text = context
@@ -208,7 +213,7 @@ fn collection(context: &mut Context) -> Result<()> {
         ensure!(one == other, "the machine: {one}; its collection: {other}");
     }
     ensure!(
-        live.len() == collected_rows.len() && live.len() > LEAST_ROWS,
+        live.len() == collected_rows.len() && live.len() > least_rows(context.platform).0,
         "{} rows and {}",
         live.len(),
         collected_rows.len()
