@@ -199,7 +199,9 @@ fn registers(context: &mut Context) -> Result<()> {
 
 fn violation_policy(context: &mut Context) -> Result<()> {
     let what = "do=memory-read address=0x40000000";
-    for (name, state, failed) in [("pair", "running", "2"), ("strict", "failed", "2-3")] {
+    // Whichever CPU comes first does what the cell is told, and the other waits.
+    let one: &[&str] = &["2", "3"];
+    for (name, state, failed) in [("pair", "running", one), ("strict", "failed", &["2-3"])] {
         context.start_cell_with(name, "violator", what)?;
         context.wait_console("violator: do memory-read")?;
         let file = format!(
@@ -208,13 +210,13 @@ fn violation_policy(context: &mut Context) -> Result<()> {
         let mut list = String::new();
         for _ in 0..60 {
             list = context.machine.check(&file)?.trim().to_owned();
-            if list == failed {
+            if failed.contains(&&*list) {
                 break;
             }
             context.machine.check("sleep 0.3")?;
         }
         ensure!(
-            list == failed,
+            failed.contains(&&*list),
             "CPUs {list:?} of `{name}` were parked, not {failed:?}"
         );
         context.wait_state(name, state)?;
