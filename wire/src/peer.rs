@@ -27,6 +27,8 @@ const IDENTIFIER: u16 = 0x6761;
 /// Questions of whom one does not know the address yet, and the time between them.
 const ATTEMPTS: u32 = 60;
 const BETWEEN: Duration = Duration::from_secs(1);
+/// When so much time has passed without a frame, none is on its way.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// What to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,6 +220,7 @@ impl<'a> Peer<'a> {
                 },
                 Verdict::Answer(_) | Verdict::Wrong => trips.wrong += 1,
                 Verdict::Stray => self.strays += 1,
+                Verdict::Late => {}
             }
         }
         Ok(trips)
@@ -236,13 +239,15 @@ impl<'a> Peer<'a> {
                 };
                 (u16::from_be_bytes(*bytes), &datagram.data)
             }
+            // It was asked several times who it is.
+            (Content::ArpReply, _) if frame.from == self.far => return Verdict::Late,
             _ => return Verdict::Stray,
         };
         let is_right =
             frame.from == self.far && frame.to == NEAR && *data == content(round, number, size);
         match is_right {
             true => Verdict::Answer(number),
-            false if is_earlier(data, round) => Verdict::Stray,
+            false if is_earlier(data, round) => Verdict::Late,
             false => Verdict::Wrong,
         }
     }
@@ -280,6 +285,8 @@ impl<'a> Peer<'a> {
     /// # Errors
     /// When the cable fails.
     pub fn malformed(&mut self, patience: Duration) -> Result<(usize, Vec<Frame>)> {
+        // What is late is no answer to these.
+        while self.receive(Instant::now() + QUIET)?.is_some() {}
         let frames = malformed::frames(NEAR, self.far);
         for (_, frame) in &frames {
             self.link.send(frame)?;
@@ -300,6 +307,7 @@ enum Verdict {
     Answer(u16),
     Wrong,
     Stray,
+    Late,
 }
 
 /// What a question with this number has as content: the number, the round, and bytes that depend on both.

@@ -11,7 +11,13 @@ use gaol_wire::{Peer, RoundTrips};
 use super::{CPUS, Context, load_modules};
 use crate::gaol::Gaol;
 use crate::machine::{Platform, Wired};
+use crate::qemu::Iommu;
 use crate::runner::{Check, Except, Group};
+
+/// The cell's file for the machine on QEMU, and its name where that machine has no IOMMU, as here: what is shown is the same
+/// with one and without.
+const WITH_IOMMU: &str = include_str!("../../../configs/net.toml");
+const WITHOUT_IOMMU: &str = "net-open";
 
 /// The address of the cell.
 const ADDRESS: [u8; 4] = [10, 0, 2, 15];
@@ -33,11 +39,20 @@ pub(super) const GROUP: Group = Group {
             Platform::Bochs => Wired::E1000,
             Platform::Qemu | Platform::Kvm => Wired::E1000e,
         });
-        Ok(spec)
+        spec.qemu.iommu = Iommu::None;
+        let text = WITH_IOMMU.replace(
+            "name = \"net\"",
+            &format!("name = \"{WITHOUT_IOMMU}\"\nunprotected-dma = true"),
+        );
+        Ok(spec.content(&format!("root/{WITHOUT_IOMMU}.toml"), text))
     },
     prepare: |context| {
         load_modules(context)?;
-        context.enable()
+        match context.platform {
+            Platform::Bochs => context.enable(),
+            // Its file describes a machine with an IOMMU.
+            Platform::Qemu | Platform::Kvm => context.machine.gaol("enable").map(drop),
+        }
     },
     except: &[
         Except::check(Platform::Bochs, "it-answers-by-msi", NO_MESSAGES),
@@ -76,7 +91,7 @@ pub(super) const GROUP: Group = Group {
 pub(super) fn cell(platform: Platform) -> &'static str {
     match platform {
         Platform::Bochs => "net-bochs",
-        Platform::Qemu | Platform::Kvm => "net",
+        Platform::Qemu | Platform::Kvm => WITHOUT_IOMMU,
     }
 }
 
