@@ -1,7 +1,8 @@
-//! The local APIC: in x2APIC mode, in which the hypervisor starts each CPU of a cell that has it, else in xAPIC mode.
+//! The local APIC: in x2APIC mode, in which the hypervisor starts each CPU of a cell; in xAPIC mode on a bare machine that has
+//! no other.
 //!
-//! In x2APIC mode timer, end of interrupt, task priority and self IPI cause no VM exits. In xAPIC mode each write is one, and
-//! reads are none.
+//! Timer, end of interrupt, task priority and self IPI cause no VM exits where the processor has an x2APIC. Where it has none,
+//! the hypervisor answers for one, and each access is an exit.
 //!
 //! Invariant: all CPUs of a cell are in the same mode, which the first one found.
 
@@ -18,7 +19,7 @@ use crate::registers::{
 /// Whether the registers are in the page, not in MSRs.
 static XAPIC: AtomicBool = AtomicBool::new(false);
 
-/// Whether the local APIC is in xAPIC mode, where each end of interrupt is a VM exit.
+/// Whether the local APIC is in xAPIC mode.
 pub fn is_xapic() -> bool {
     XAPIC.load(Ordering::Relaxed)
 }
