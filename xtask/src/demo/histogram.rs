@@ -18,6 +18,8 @@ pub struct Class {
 
 /// The most classes that are shown.
 const MOST_CLASSES: usize = 16;
+/// The narrowest column of times in the terminal.
+const NARROWEST: usize = 11;
 /// The widest bar in the terminal.
 const WIDEST: u64 = 46;
 
@@ -56,21 +58,28 @@ fn join(counts: &[u64], first: usize, class_cycles: u64) -> Vec<Class> {
         .collect()
 }
 
+/// The times of a class.
+fn span(class: &Class) -> String {
+    if class.from == class.to {
+        class.from.to_string()
+    } else {
+        format!("{}–{}", class.from, class.to)
+    }
+}
+
 /// Bars of blocks, one line a class.
 pub fn bars(classes: &[Class]) -> String {
     let most = classes.iter().map(|class| class.count).max().unwrap_or(0);
+    let spans: Vec<String> = classes.iter().map(span).collect();
+    let longest = spans.iter().map(|span| span.chars().count()).max();
+    let width = longest.unwrap_or(0).max(NARROWEST);
     let mut text = String::new();
-    for class in classes {
+    for (class, span) in classes.iter().zip(&spans) {
         // Halves of a character cell; whatever was seen at all shows at least one.
         let halves = (class.count * WIDEST * 2).checked_div(most).unwrap_or(0);
         let halves = if class.count > 0 { halves.max(1) } else { 0 };
         let bar = "█".repeat((halves / 2) as usize) + if halves % 2 == 1 { "▌" } else { "" };
-        let span = if class.from == class.to {
-            class.from.to_string()
-        } else {
-            format!("{}–{}", class.from, class.to)
-        };
-        text.push_str(&format!("  {span:>11} │{bar} {}\n", class.count));
+        text.push_str(&format!("  {span:>width$} │{bar} {}\n", class.count));
     }
     text
 }

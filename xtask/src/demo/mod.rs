@@ -217,7 +217,7 @@ fn show(
     let stats = machine.check(&format!("gaol cell stats {CELL}"))?;
     let root_exits = machine.exits("0")?;
     latency::stop_load(machine)?;
-    progress.stage("destroying what there is of cells", || {
+    progress.stage("destroying the cells", || {
         if network.is_some() {
             machine.gaol(&format!("cell destroy {}", network::CELL))?;
         }
