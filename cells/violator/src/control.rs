@@ -103,8 +103,8 @@ control_register!(read_cr0, write_cr0, "cr0");
 control_register!(read_cr3, write_cr3, "cr3");
 control_register!(read_cr4, write_cr4, "cr4");
 
-/// `reserved=0` leaves reserved bits of CR0 and CR3 out: an emulator exists whose MOV takes them, so that no VMRUN takes the
-/// guest any more.
+/// `reserved=0` leaves reserved bits out, and paging that there is not: an emulator exists whose MOV takes them, so that no
+/// VMRUN takes the guest any more.
 pub fn write_control_registers(arguments: Arguments<'_>) {
     const PROTECTED: u64 = 1;
     const NOT_WRITE_THROUGH: u64 = 1 << 29;
@@ -119,10 +119,10 @@ pub fn write_control_registers(arguments: Arguments<'_>) {
     if arguments.number("reserved", 1) != 0 {
         write_cr0("cr0, reserved bit", cr0 | 1 << 40);
         write_cr3("cr3, reserved bit", cr3 | 1 << 60);
+        write_cr4("cr4, vmxe", cr4 | VMXE);
+        write_cr4("cr4, no pae", cr4 & !PAE);
+        write_cr4("cr4, reserved bit", cr4 | 1 << 40);
     }
-    write_cr4("cr4, vmxe", cr4 | VMXE);
-    write_cr4("cr4, no pae", cr4 & !PAE);
-    write_cr4("cr4, reserved bit", cr4 | 1 << 40);
     report(
         "efer, svme",
         try_write_msr(

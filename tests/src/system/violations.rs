@@ -180,7 +180,8 @@ fn control_registers(context: &mut Context) -> Result<()> {
     let reserved = u8::from(context.platform != Platform::Qemu);
     let said = survives(context, &format!("cr reserved={reserved}"))?;
     ensure!(
-        said.contains("violator: cr4, vmxe"),
+        said.contains("violator: efer, svme")
+            && said.contains("violator: cr4, vmxe") == (reserved != 0),
         "it did not try all: {said}"
     );
     ensure!(
