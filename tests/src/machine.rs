@@ -96,6 +96,11 @@ impl Platform {
         }
     }
 
+    /// Whether its CPUs have an x2APIC.
+    pub fn has_x2apic(self) -> bool {
+        self != Self::Qemu
+    }
+
     /// Whether its time is the number of instructions; else it is the host's, and nothing may be asserted about it.
     pub fn counts_instructions(self) -> bool {
         self == Self::Bochs

@@ -172,12 +172,14 @@ pub fn run(cell: &mut Cell, rounds: u32) -> ! {
         1,
         &[0; IDS],
     );
-    send(
-        "an illegal vector",
-        u64::from(first) << 32 | ASSERT | 3,
-        1,
-        &[0; IDS],
-    );
+    if cell.arguments().number("illegal", 1) != 0 {
+        send(
+            "an illegal vector",
+            u64::from(first) << 32 | ASSERT | 3,
+            1,
+            &[0; IDS],
+        );
+    }
     send(
         "INIT de-assert",
         u64::from(first) << 32 | 5 << 8 | 1 << 15,

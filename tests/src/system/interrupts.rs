@@ -70,7 +70,12 @@ pub(super) const GROUP: Group = Group {
 /// Starts the cell and waits until it is through; returns what it has said since.
 fn start(context: &mut Context, what: &str) -> Result<String> {
     let before = context.machine.check("gaol console")?.len();
-    context.start_cell(CELL, &format!("do={what}"))?;
+    // Where CPUs share a thread of the host, one waits for the others' turns; and QEMU's APIC takes vectors below 16.
+    let more = match context.platform {
+        Platform::Bochs | Platform::Kvm => "",
+        Platform::Qemu => " patience=1500000000 illegal=0",
+    };
+    context.start_cell(CELL, &format!("do={what}{more}"))?;
     for _ in 0..300 {
         let console = context.machine.check("gaol console")?;
         let said = console.get(before..).unwrap_or(&console);
@@ -124,7 +129,6 @@ fn lines(context: &mut Context) -> Result<()> {
         &[
             "edges: 1000 of 1000",
             "levels: 1000 of 1000",
-            "logical: 10 of 10",
             "everyone: 10 of 10",
             "masked: 0 of 1",
             "refused CPU 0: masked true, 0 came",
@@ -139,13 +143,17 @@ fn lines(context: &mut Context) -> Result<()> {
             "again: 10 of 10",
         ],
     )?;
+    if context.platform.has_x2apic() {
+        expect(&said, &["logical: 10 of 10"])?;
+    }
     let before = exits(context)?;
     wait_for_more(context)?;
     let after = exits(context)?;
+    let exits = after - before;
+    // Without an x2APIC the end of each is one.
     ensure!(
-        after == before,
-        "{} exits for ten thousand interrupts",
-        after - before
+        exits == 0 || !context.platform.has_x2apic(),
+        "{exits} exits for ten thousand interrupts"
     );
     end(context)
 }
@@ -243,12 +251,14 @@ fn startup(context: &mut Context) -> Result<()> {
             "another cluster: 1 of 1",
             "CPU 0: 1 of 1",
             "lowest priority of CPU 0: 1 of 1",
-            "an illegal vector: 1 of 1",
             "INIT de-assert: 1 of 1",
             "all to all with lowest priority: 1 of 1",
             "startup without INIT: 0 of 1",
             "behind that: 20 of 20",
         ],
     )?;
+    if context.platform != Platform::Qemu {
+        expect(&said, &["an illegal vector: 1 of 1"])?;
+    }
     end(context)
 }
