@@ -42,19 +42,27 @@ const CONTENT: u64 = 48;
 /// Bytes in front of that, behind the headers of Ethernet, IPv4 and UDP.
 const HEADERS: u64 = 14 + 20 + 8;
 
+/// To be taken away as soon as cells with devices are created there.
+const NO_IOMMU_YET: &str =
+    "no IOMMU keeps the functions of cells in their memory yet, so that the cell is refused";
 const NO_DEVICES: &str = "Bochs has no IOMMU, and no device that does DMA on command";
 
 pub(super) const GROUP: Group = Group {
     name: "dma",
     machine: |mut spec| {
         spec.wired = Some(Wired::E1000e);
+        // The IOMMU's remapping of DMA is Gaol's then; Linux goes on to remap its interrupts.
+        spec.command_line.push_str(" intel_iommu=off");
         Ok(spec)
     },
     prepare: |context| {
         load_modules(context)?;
         context.enable()
     },
-    except: &[Except::group(Platform::Bochs, NO_DEVICES)],
+    except: &[
+        Except::group(Platform::Bochs, NO_DEVICES),
+        Except::group(Platform::Qemu, NO_IOMMU_YET),
+    ],
     checks: &[
         Check {
             name: "no-attack-of-a-device-succeeds",
