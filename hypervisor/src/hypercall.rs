@@ -17,6 +17,7 @@ use crate::cpu::{self, Events, PerCpu, injection};
 use crate::device::apic;
 use crate::error::{Blame, Failure};
 use crate::guest::{Verdict, root_failure};
+use crate::iommu::service;
 use crate::launch::{self, leave, parameters};
 use crate::processor::{pause, time_stamp};
 use crate::trace::{console, public};
@@ -104,9 +105,11 @@ fn answer(cpu: &PerCpu, request: Request) -> i64 {
         }
         // Not reported: the answer to a look must not go over the reason of a failure that is still to be read.
         Request::State(id) => {
+            service::poll(cpu.windows);
             return lifecycle::get_state(id).unwrap_or_else(|failure| failure.result());
         }
         Request::Watch(id) => {
+            service::poll(cpu.windows);
             return lifecycle::watch(cpu, id).unwrap_or_else(|failure| failure.result());
         }
         Request::Fail(kind) => {
@@ -254,6 +257,7 @@ fn disable(cpu: &mut PerCpu, frame: &mut Frame, callers: u64) -> i64 {
         if u64::from(arrived) == callers {
             send_others_back(cpu);
         }
+        wait_for_iommus(u64::from(arrived) == callers, cpu);
         frame.rax = 0;
         cpu.guest.advance(Trapped::Hypercall);
         leave::leave(cpu, frame);
@@ -269,6 +273,17 @@ fn disable(cpu: &mut PerCpu, frame: &mut Frame, callers: u64) -> i64 {
 fn decide(decision: u32) {
     // Decided already: by a deadline.
     let _ = DISABLE_WORD.compare_exchange(UNDECIDED, decision, Ordering::AcqRel, Ordering::Acquire);
+}
+
+/// The last CPU that has called gives the IOMMUs back before any of them is in Linux.
+fn wait_for_iommus(gives: bool, cpu: &PerCpu) {
+    if gives {
+        service::give_back(cpu.windows);
+    }
+    let start = time_stamp();
+    while !service::are_back() && time_stamp().wrapping_sub(start) < parameters::deadline_cycles() {
+        pause();
+    }
 }
 
 fn wait_for_decision() {

@@ -12,6 +12,7 @@ use super::{Cell, parts};
 use crate::cpu::PerCpu;
 use crate::error::Failure;
 use crate::guest::root_failure;
+use crate::iommu::service;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::page_table::{Access, Attributes, Flush};
 use crate::region;
@@ -52,13 +53,20 @@ pub fn carve(machinery: &mut Machinery, cpu: &PerCpu, cell: &mut Cell) -> Result
 }
 
 fn carve_region(machinery: &mut Machinery, region: &MemoryRegion) -> Result<Flush, Failure> {
-    if parts::is_part(region) {
-        return parts::take(machinery, region);
+    service::take_from_root(machinery, region)?;
+    let taken = if parts::is_part(region) {
+        parts::take(machinery, region)
+    } else {
+        let range = root_range(region)?;
+        machinery
+            .root_ept
+            .map_hole(&mut PoolTables(&mut machinery.pool), range)
+            .map_err(map_failure)
+    };
+    if taken.is_err() {
+        service::give_to_root(machinery, region)?;
     }
-    machinery
-        .root_ept
-        .map_hole(&mut PoolTables(&mut machinery.pool), root_range(region)?)
-        .map_err(map_failure)
+    taken
 }
 
 /// A region as a range of the root's guest-physical memory, which is host-physical.
@@ -79,6 +87,7 @@ pub fn return_memory(
         if !taken_from_root(region) || cell.is_in_use(index) {
             continue;
         }
+        service::give_to_root(machinery, region)?;
         flush = flush.and(if parts::is_part(region) {
             parts::give(machinery, region)?
         } else {

@@ -221,11 +221,14 @@ pub fn carve(machinery: &mut Machinery, id: u32, cell: &Cell) -> Result<Flush, F
             if done.is_err() {
                 return;
             }
-            let hole = carve::root_range(&region).and_then(|range| {
-                let tables = &mut PoolTables(&mut machinery.pool);
-                let root = &mut machinery.root_ept;
-                root.map_hole(tables, range).map_err(map_failure)
-            });
+            let taken = service::take_from_root(machinery, &region);
+            let hole = taken
+                .and_then(|()| carve::root_range(&region))
+                .and_then(|range| {
+                    let tables = &mut PoolTables(&mut machinery.pool);
+                    let root = &mut machinery.root_ept;
+                    root.map_hole(tables, range).map_err(map_failure)
+                });
             match hole {
                 Ok(more) => flush = flush.and(more),
                 Err(failure) => done = Err(failure),
@@ -242,7 +245,8 @@ pub fn give(machinery: &mut Machinery, id: u32, cell: &Cell) -> Result<Flush, Fa
     let mut done = Ok(());
     for slot in assigned::of_cell(id) {
         kept_from_root(slot, cell, |region| {
-            match carve::map_to_root(machinery, &region, false) {
+            let given = service::give_to_root(machinery, &region);
+            match given.and_then(|()| carve::map_to_root(machinery, &region, false)) {
                 Ok(more) => flush = flush.and(more),
                 Err(failure) => done = Err(failure),
             }

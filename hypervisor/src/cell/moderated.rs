@@ -32,6 +32,8 @@ pub enum What {
     Remainder,
     /// The IOAPIC of this number.
     IoApic(u8),
+    /// Registers of the IOMMU of this number.
+    Iommu(u8),
     /// PCI configuration space, from the first function of a bus on.
     PciConfiguration {
         /// PCI segment group.
@@ -55,6 +57,7 @@ const KIND_REMAINDER: u64 = 2;
 const KIND_IO_APIC: u64 = 3;
 const KIND_PCI_CONFIGURATION: u64 = 4;
 const KIND_MSIX_TABLE: u64 = 5;
+const KIND_IOMMU: u64 = 6;
 
 impl What {
     /// As two words. The lowest byte of the first one is the kind, and never 0.
@@ -70,6 +73,7 @@ impl What {
             ],
             Self::Remainder => [KIND_REMAINDER, 0],
             Self::IoApic(unit) => [KIND_IO_APIC, unit as u64],
+            Self::Iommu(unit) => [KIND_IOMMU, unit as u64],
             Self::PciConfiguration { segment, first } => [
                 KIND_PCI_CONFIGURATION | (first as u64) << 8 | (segment as u64) << 16,
                 0,
@@ -94,6 +98,7 @@ impl What {
             }),
             KIND_REMAINDER => Some(Self::Remainder),
             KIND_IO_APIC => Some(Self::IoApic(second as u8)),
+            KIND_IOMMU => Some(Self::Iommu(second as u8)),
             KIND_PCI_CONFIGURATION => Some(Self::PciConfiguration {
                 segment: (first >> 16) as u16,
                 first: (first >> 8) as u8,

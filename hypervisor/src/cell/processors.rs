@@ -12,6 +12,7 @@ use super::{Cell, restart};
 use crate::cpu::{self, Events, PerCpu};
 use crate::device::apic;
 use crate::error::{Blame, Failure};
+use crate::iommu::service;
 use crate::launch::parameters;
 use crate::processor::{pause, time_stamp};
 use crate::system::Machinery;
@@ -53,6 +54,7 @@ fn wait_for(index: u32, events: Events) -> Result<(), Failure> {
 
 /// Makes all CPUs of the root drop what they know of its nested page table.
 pub fn flush_root(cpu: &PerCpu) -> Result<(), Failure> {
+    service::forget_root(cpu.windows)?;
     cpu.guest.flush_nested();
     let root = (0..parameters::cpu_count()).filter(|index| {
         cpu::shared(*index).is_some_and(|cpu| cpu.cell.load(Ordering::Acquire) == ROOT)

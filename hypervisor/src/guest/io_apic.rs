@@ -22,6 +22,7 @@ use crate::cpu::{self, PerCpu};
 use crate::device::io_apic::judge::{ROOT, Receiver, Receivers};
 use crate::device::io_apic::{Chip, IoApics, LineRefused, offset};
 use crate::error::Failure;
+use crate::iommu::service;
 use crate::launch::parameters;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::page_table::{PageTable, Tables};
@@ -68,7 +69,7 @@ impl Chip for Hardware {
 }
 
 /// The machine's processors; those in the set are about to leave their cell.
-struct Processors(CpuSet);
+pub struct Processors(pub CpuSet);
 
 impl Receivers for Processors {
     fn count(&self) -> u32 {
@@ -257,6 +258,7 @@ pub fn reset(cpu: &PerCpu, cell: u32) {
 /// Sees to it that what the root has set up reaches no processor that is not the root's, `leaving` not any more. To be
 /// called before and after processors change hands.
 pub fn revise(cpu: &PerCpu, leaving: CpuSet) {
+    service::revise(cpu.windows, leaving);
     let count = with(cpu, |io_apics, _| io_apics.pin_count());
     for pin in 0..count {
         let processors = Processors(leaving);

@@ -13,6 +13,7 @@ use crate::cell::moderated::{Moderated, What};
 use crate::cpu::PerCpu;
 use crate::cpu::window::Windows;
 use crate::device::pci::hardware::ConfigRange;
+use crate::iommu::service;
 use crate::memory::address::HostPhysical;
 use crate::system;
 use crate::virt::contract::{GuestState, NestedFault};
@@ -60,6 +61,10 @@ pub(super) fn with_registers<R>(
             is_root: cpu.is_root,
         }),
         What::IoApic(unit) => run(&mut io_apic::View::new(cpu, unit)),
+        What::Iommu(unit) => run(&mut Unit {
+            windows: cpu.windows,
+            unit,
+        }),
         What::Remainder => run(&mut Remainder {
             windows: cpu.windows,
             start: range.start,
@@ -76,6 +81,23 @@ pub(super) fn with_registers<R>(
             let place = (physical.as_u64(), range.size);
             run(&mut pci::TablePage::new(cpu, function, place, writable))
         }
+    }
+}
+
+/// An IOMMU as the root sees it. What the registers do not define has no effect and reads as zero.
+struct Unit {
+    windows: Windows,
+    unit: u8,
+}
+
+impl Registers for Unit {
+    fn read(&mut self, offset: u64, width: u8) -> Result<u64, Refused> {
+        Ok(service::read(self.windows, self.unit, offset, width))
+    }
+
+    fn write(&mut self, offset: u64, width: u8, value: u64) -> Result<(), Refused> {
+        service::write(self.windows, self.unit, (offset, width), value);
+        Ok(())
     }
 }
 

@@ -27,6 +27,7 @@ use crate::device::apic;
 use crate::error::{Blame, Failure};
 use crate::guest::cpuid;
 use crate::guest::mtrr::Mtrrs;
+use crate::iommu::service;
 use crate::processor::{self, cr4, time_stamp};
 use crate::system::{self, PoolTables};
 use crate::trace::public;
@@ -407,7 +408,14 @@ pub fn commit(cpu: &mut PerCpu) -> Frame {
 fn meet(cpu: &PerCpu) -> Result<(), (LaunchStep, Failure)> {
     step(cpu.index, LaunchStep::FirstExit)?;
     let arrived = FIRST_EXITS.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
-    if arrived >= parameters::cpu_count() && parameters::decide(LaunchWord::Committed) {
+    if arrived >= parameters::cpu_count() {
+        // Linux does nothing meanwhile, on no CPU.
+        take_iommus(cpu).map_err(|failure| (LaunchStep::FirstExit, failure))?;
+        if !parameters::decide(LaunchWord::Committed) {
+            service::give_back(cpu.windows);
+        }
+    }
+    if arrived >= parameters::cpu_count() && parameters::launch_word() == LaunchWord::Committed {
         parameters::set_enable_cycles(time_stamp().wrapping_sub(STARTED.load(Ordering::Relaxed)));
         public::set_revision(gaol_abi::ABI_REVISION);
         if let Some(machinery) = &system::manage_at_launch().machinery {
@@ -416,4 +424,11 @@ fn meet(cpu: &PerCpu) -> Result<(), (LaunchStep, Failure)> {
     }
     wait(|| parameters::launch_word() == LaunchWord::Committed)
         .map_err(|failure| (LaunchStep::FirstExit, failure))
+}
+
+fn take_iommus(cpu: &PerCpu) -> Result<(), Failure> {
+    match &mut system::manage_at_launch().machinery {
+        Some(machinery) => service::start(machinery, cpu.windows),
+        None => Ok(()),
+    }
 }

@@ -14,6 +14,7 @@ use crate::cell::{confinement, lifecycle, parts, published};
 use crate::device::pci::hardware;
 use crate::error::Failure;
 use crate::guest::{io_apic, root_failure};
+use crate::iommu::service;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::frames::FramePool;
 use crate::memory::memory_types::{MemoryType, MemoryTypes, Mtrrs};
@@ -60,6 +61,7 @@ pub fn prepare(parameters: &LaunchParameters) -> Result<(), Failure> {
     hardware::set_ranges(view.ranges());
     let mut root_ept = root_ept(parameters, &mut pool, &memory_types, &capabilities, &share)?;
     io_apic::prepare(&view, &mut root_ept, &mut PoolTables(&mut pool))?;
+    service::prepare(&view, &mut root_ept, &mut PoolTables(&mut pool))?;
     root_failure::prepare(parameters, header);
     let root_ports = root_bitmaps(&mut pool, &root_ept, &view, &share)?;
     let mut guard = system::manage_at_launch();

@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use gaol_abi::exit::COUNTERS;
 use gaol_abi::outcome::Outcome;
 use gaol_abi::public::{
-    CPU_OFFSET, CpuPublic, CpuState, FaultRecord, HypervisorFault, PAUSES, Pause, RootFailure,
-    SystemPublic, WatchdogRecord,
+    CPU_OFFSET, CpuPublic, CpuState, DeviceFaults, FaultRecord, HypervisorFault, IommuState,
+    MAX_FAULTY_DEVICES, PAUSES, Pause, RootFailure, SystemPublic, WatchdogRecord,
 };
 
 use crate::launch::parameters;
@@ -230,6 +230,17 @@ pub fn set_unprotected(cell: u32, is_unprotected: bool) {
         } else {
             old & !bit
         });
+    }
+}
+
+/// Publishes what the IOMMUs have in use, and what devices tried.
+pub fn set_iommus(state: &IommuState, faults: &[DeviceFaults; MAX_FAULTY_DEVICES]) {
+    let state_at = page(offset_of!(SystemPublic, iommus) as u64) as *mut IommuState;
+    let faults_at = page(offset_of!(SystemPublic, device_faults) as u64) as *mut _;
+    // SAFETY: aligned structures of the first public page, written by the holder of the IOMMUs' lock; the root only reads.
+    unsafe {
+        state_at.write_volatile(*state);
+        core::ptr::write_volatile(faults_at, *faults);
     }
 }
 

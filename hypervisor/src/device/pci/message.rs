@@ -32,6 +32,15 @@ pub struct Message {
     pub data: u16,
 }
 
+impl Message {
+    /// Vector, APIC id of the receiver, and whether it is an NMI.
+    #[must_use]
+    pub const fn receiver(self) -> (u8, u32, bool) {
+        let is_nmi = self.data as u32 & MODE == NMI;
+        (self.data as u8, (self.address & DESTINATION) >> 12, is_nmi)
+    }
+}
+
 /// What a cell wants its function to send.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Wanted {

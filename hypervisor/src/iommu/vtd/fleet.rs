@@ -818,6 +818,7 @@ impl Fleet {
                 if let Some(Some(one)) = self.claimed.get_mut(index) {
                     (one.attached, one.quarantined) = (true, false);
                 }
+                self.faults.begin_anew(one.function.segment, source);
                 self.forget_function(hardware, &seen, one.unit, source, id.number())?;
             }
         }
