@@ -32,9 +32,10 @@ pub const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the stock kernel needs to be told on an emulator: a fast console, no MWAIT (wake-ups get lost), and no
-/// work that only costs time there (half of the boot is self-tests of ciphers).
+/// work that only costs time there (half of the boot is self-tests of ciphers). An IOMMU that translates DMA for Linux is
+/// none that Gaol can have.
 const COMMAND_LINE: &str = "console=ttyS0,115200 quiet nokaslr idle=nomwait mitigations=off random.trust_cpu=on \
-                            tsc=reliable no_timer_check cryptomgr.notests";
+                            tsc=reliable no_timer_check cryptomgr.notests intel_iommu=off";
 
 /// The second serial port, where the hypervisor's own console writes.
 pub(crate) const SECOND_SERIAL: &str = "hypervisor.log";

@@ -24,6 +24,8 @@ pub mod faults;
 pub mod fleet;
 pub mod hardware;
 pub mod interrupts;
+#[cfg(test)]
+mod model_tests;
 pub mod root_entries;
 pub mod root_view;
 #[cfg(test)]

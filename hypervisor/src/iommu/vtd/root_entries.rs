@@ -80,7 +80,9 @@ pub fn permitted(
         .with_faults_not_recorded(entry.faults_not_recorded())
         .with_logical(entry.logical())
         .with_redirection_hint(entry.redirection_hint())
-        .with_level_triggered(entry.level_triggered() && entry.delivery_mode() != delivery::NMI)
+        .with_level_triggered(
+            entry.level_triggered() && entry.delivery_mode() <= delivery::LOWEST_PRIORITY,
+        )
         .with_delivery_mode(entry.delivery_mode())
         .with_vector(entry.vector())
         .with_destination(entry.destination());
