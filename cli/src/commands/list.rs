@@ -6,7 +6,7 @@ use gaol_abi::public::{FaultRecord, RootFailure, RootFailureKind};
 use gaol_config::explain::cpu_list;
 use serde_json::{Value, json};
 
-use super::hypervisor_faults;
+use super::{device_faults, hypervisor_faults};
 use crate::failure::Result;
 use crate::host::Host;
 use crate::output::{Report, Side, table};
@@ -120,6 +120,16 @@ pub fn list(host: &Host) -> Result<Report> {
     {
         faults_text.push_str(&words);
     }
+    let mut iommus = json!(null);
+    if let Some(system) = public.as_ref().and_then(PublicPages::system) {
+        let name = |id: u32| {
+            let mut all = cells.iter();
+            let cell = all.find(|cell| cell.id == id);
+            cell.map_or_else(|| id.to_string(), |cell| cell.name.clone())
+        };
+        faults_text.push_str(&device_faults::describe(&system, name));
+        iommus = device_faults::describe_json(&system);
+    }
     let sides = [Side::Right, Side::Left, Side::Left, Side::Left, Side::Left];
     let mut text = table(&sides, &rows);
     if !faults_text.is_empty() {
@@ -137,6 +147,7 @@ pub fn list(host: &Host) -> Result<Report> {
             "enabled": true,
             "cells": cells_json,
             "lost_functions": lost.iter().map(|entry| function_json(entry)).collect::<Vec<_>>(),
+            "iommus": iommus,
             "hypervisor_faults": hypervisor_faults::describe_json(&own_faults, &symbols),
             "pool_total": total,
             "pool_used": used,

@@ -4,6 +4,7 @@ pub mod cell;
 pub mod collect;
 pub mod config;
 pub mod create;
+mod device_faults;
 pub mod hardware;
 pub mod histogram;
 mod hypervisor_faults;
