@@ -200,8 +200,10 @@ fn watchdog(cell: u32) -> *mut WatchdogRecord {
 
 /// Forgets what the watchdog of the cell has found.
 pub fn clear_watchdog(cell: u32) {
-    // SAFETY: an aligned element of the first public page, written under the management lock; the root only reads.
-    unsafe { watchdog(cell).write_volatile(WatchdogRecord::default()) };
+    let index = (cell as usize) & gaol_abi::MAX_CELLS.wrapping_sub(1);
+    let offset = index.wrapping_mul(size_of::<WatchdogRecord>());
+    let first = offset_of!(SystemPublic, watchdogs);
+    put(first.wrapping_add(offset), WatchdogRecord::default());
 }
 
 /// Keeps that the cell's heartbeat has not changed in time.
@@ -233,15 +235,18 @@ pub fn set_unprotected(cell: u32, is_unprotected: bool) {
     }
 }
 
-/// Publishes what the IOMMUs have in use, and what devices tried.
+/// Publishes what the IOMMUs have in use, and what devices tried. Only by the holder of the IOMMUs' lock.
 pub fn set_iommus(state: &IommuState, faults: &[DeviceFaults; MAX_FAULTY_DEVICES]) {
-    let state_at = page(offset_of!(SystemPublic, iommus) as u64) as *mut IommuState;
-    let faults_at = page(offset_of!(SystemPublic, device_faults) as u64) as *mut _;
-    // SAFETY: aligned structures of the first public page, written by the holder of the IOMMUs' lock; the root only reads.
-    unsafe {
-        state_at.write_volatile(*state);
-        core::ptr::write_volatile(faults_at, *faults);
-    }
+    put(offset_of!(SystemPublic, iommus), *state);
+    put(offset_of!(SystemPublic, device_faults), *faults);
+}
+
+/// Writes a field of the first public page, as which `offset` and the type go together. There is one writer at a time.
+fn put<T: Copy>(offset: usize, value: T) {
+    let at = page(offset as u64) as *mut T;
+    // SAFETY: an aligned field of the first public page, which is the hypervisor's to write and the root's to read only;
+    // all callers are in this file, with the field's own offset.
+    unsafe { at.write_volatile(value) };
 }
 
 /// Keeps how the root has failed; its count goes up. Of two CPUs that fail at the same moment one is kept.
