@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use gaol_abi::config::{
     IommuUnit, MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_DMA, MEMORY_WRITE, MemoryRegion,
-    RANGE_IO_APIC, RANGE_IOMMU,
+    RANGE_IO_APIC, RANGE_IOMMU, RANGE_RAM,
 };
 use gaol_abi::hypercall::Errno;
 use gaol_abi::outcome::Reason;
@@ -242,6 +242,12 @@ pub fn start(machinery: &mut Machinery, windows: Windows) -> Result<(), Failure>
         units,
         sources: view.iommu_sources(),
         end: end.checked_next_multiple_of(END_ALIGNMENT).unwrap_or(end),
+        memory_end: view
+            .ranges()
+            .iter()
+            .filter(|range| range.kind == RANGE_RAM)
+            .map(|range| range.physical.saturating_add(range.size))
+            .fold(0, u64::max),
         deadline: millisecond.saturating_mul(DEADLINE),
     };
     let own = core::iter::once((region::physical().as_u64(), region::size()));

@@ -303,8 +303,10 @@ pub struct Place<'a> {
     pub units: &'a [IommuUnit],
     /// What is behind them.
     pub sources: &'static [IommuSource],
-    /// The first address behind all memory of the root's.
+    /// The first address behind all that Linux knows of: registers may lie beyond what the units reach.
     pub end: u64,
+    /// The first address behind all RAM, as far as it is known. The units have to reach that far.
+    pub memory_end: u64,
     /// Cycles that a unit has for what it is told.
     pub deadline: u64,
 }
@@ -397,7 +399,6 @@ impl Fleet {
         }
         let abilities = self.look(hardware, tables, place)?;
         self.sources = place.sources;
-        self.end = place.end;
         for driven in self.driven.iter_mut().flatten() {
             prepare_interrupts(driven, hardware, tables, &mut contiguous)?;
         }
@@ -454,18 +455,21 @@ impl Fleet {
         }
         let first = place.units.first().map_or(0, |unit| unit.registers);
         let abilities = abilities.ok_or(Refused::Capability(first))?;
+        let mut end = place.end;
         for driven in self.driven.iter().flatten() {
             let capability = driven.unit.capability;
             let reach = 1u64
                 .checked_shl(u32::from(capability.address_bits()).wrapping_add(1))
                 .unwrap_or(u64::MAX);
             let is_enough = abilities.fits(capability)
-                && abilities.end().min(reach) >= place.end
+                && abilities.end().min(reach) >= place.memory_end
                 && capability.domain_count() > MAX_CELLS as u32;
             if !is_enough {
                 return Err(Refused::Capability(driven.unit.base()));
             }
+            end = end.min(abilities.end()).min(reach);
         }
+        self.end = end;
         Ok(abilities)
     }
 

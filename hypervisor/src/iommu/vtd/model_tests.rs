@@ -443,6 +443,7 @@ fn start(model: &Model) -> Result<Box<Fleet>, Refused> {
         units: &UNITS,
         sources: &[],
         end: 1 << 30,
+        memory_end: 1 << 30,
         deadline: 1000,
     };
     fleet.faults.set_second(1_000_000);
@@ -468,6 +469,7 @@ fn give(fleet: &mut Fleet, model: &Model) {
         .set_root_memory(model, pool, (CELL, CELL_SIZE), false)
         .unwrap();
     fleet.forget_root(model, pool).unwrap();
+    assert_eq!(model.dma(DISK, CELL), None, "what the root has lost");
     fleet.claim(model, pool, 1, CARD, 2, &Two).unwrap();
     let memory = [(0, CELL, CELL_SIZE, true)].into_iter();
     fleet.prepare_domain(model, pool, 1, memory).unwrap();
