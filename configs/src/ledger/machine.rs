@@ -191,20 +191,17 @@ fn source_fault(system: &SystemView<'_>, index: usize) -> Option<MachineFault> {
     let (source, before) = system.iommu_sources().get(..=index)?.split_last()?;
     let unit = system.iommus().get(usize::from(source.unit));
     let is_of_segment = unit.is_some_and(|unit| unit.segment == source.segment);
-    let is_second = |what: &dyn Fn(&IommuSource) -> bool| {
-        let mut same_kind = before.iter().filter(|other| other.kind == source.kind);
-        same_kind.any(what)
-    };
+    let mut same_kind = before.iter().filter(|other| other.kind == source.kind);
     let is_right = match source.kind {
         IOMMU_SOURCE_FUNCTION => {
             let own = function_number(source.segment, source.source);
             let is_own = |other: &IommuSource| function_number(other.segment, other.source) == own;
-            is_of_segment && source.address == 0 && !is_second(&is_own)
+            is_of_segment && source.address == 0 && !same_kind.any(is_own)
         }
         IOMMU_SOURCE_IO_APIC => {
             is_of_segment
                 && source.address != 0
-                && !is_second(&|other| other.address == source.address)
+                && !same_kind.any(|other| other.address == source.address)
         }
         IOMMU_SOURCE_HPET => is_of_segment && source.address == 0,
         IOMMU_SOURCE_RESERVED => {

@@ -79,7 +79,7 @@ impl Interrupts {
     /// Value of the register that tells the IOMMU where the table is.
     #[must_use]
     pub const fn address_register(&self) -> u64 {
-        let size = self.entries.ilog2().wrapping_sub(1);
+        let size = self.entries.trailing_zeros().wrapping_sub(1);
         let extended = if self.x2apic { 1 << 11 } else { 0 };
         self.base.as_u64() | extended | size as u64
     }
