@@ -59,10 +59,7 @@ pub(super) const GROUP: Group = Group {
         load_modules(context)?;
         context.enable()
     },
-    except: &[
-        Except::group(Platform::Bochs, NO_DEVICES),
-        Except::group(Platform::Qemu, NO_IOMMU_YET),
-    ],
+    except: &[Except::group(Platform::Bochs, NO_DEVICES)],
     checks: &[
         Check {
             name: "no-attack-of-a-device-succeeds",
