@@ -222,17 +222,14 @@ pub fn record_expiry(cell: u32, heartbeat: u64, time: u64) {
 
 /// Keeps whether a PCI function of the cell has no IOMMU in front of it.
 pub fn set_unprotected(cell: u32, is_unprotected: bool) {
-    let at = page(offset_of!(SystemPublic, unprotected_cells) as u64) as *mut u64;
+    static CELLS: AtomicU64 = AtomicU64::new(0);
     let bit = 1u64.checked_shl(cell).unwrap_or(0);
-    // SAFETY: an aligned word of the first public page, written under the management lock; the root only reads.
-    unsafe {
-        let old = at.read_volatile();
-        at.write_volatile(if is_unprotected {
-            old | bit
-        } else {
-            old & !bit
-        });
-    }
+    let cells = if is_unprotected {
+        CELLS.fetch_or(bit, Ordering::Relaxed) | bit
+    } else {
+        CELLS.fetch_and(!bit, Ordering::Relaxed) & !bit
+    };
+    put(offset_of!(SystemPublic, unprotected_cells), cells);
 }
 
 /// Publishes what the IOMMUs have in use, and what devices tried. Only by the holder of the IOMMUs' lock.

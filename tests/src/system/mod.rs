@@ -41,6 +41,7 @@ mod root_failure;
 mod state;
 mod variants;
 mod violations;
+mod vtd;
 mod watchdog;
 
 /// All groups, the longest first, so that two machines at a time end at about the same time.
@@ -51,6 +52,7 @@ pub const GROUPS: &[Group] = &[
     hostile::ENDINGS,
     hostile::REGION,
     life_cycle::GROUP,
+    vtd::GROUP,
     faults::GROUP,
     dma::GROUP,
     violations::GROUP,
