@@ -42,9 +42,6 @@ const CONTENT: u64 = 48;
 /// Bytes in front of that, behind the headers of Ethernet, IPv4 and UDP.
 const HEADERS: u64 = 14 + 20 + 8;
 
-/// To be taken away as soon as cells with devices are created there.
-const NO_IOMMU_YET: &str =
-    "no IOMMU keeps the functions of cells in their memory yet, so that the cell is refused";
 const NO_DEVICES: &str = "Bochs has no IOMMU, and no device that does DMA on command";
 
 pub(super) const GROUP: Group = Group {
