@@ -23,7 +23,7 @@ const KINDS: u32 = 3;
 /// INIT and startup IPIs that are sent to each CPU.
 const RESTARTS: u32 = 300;
 /// How long the first CPU waits for the others in the end, in cycles.
-const PATIENCE: u64 = 2_000_000_000;
+const PATIENCE: u64 = 20_000_000_000;
 
 const INIT: u32 = 0x4500;
 const STARTUP: u32 = 0x4600;

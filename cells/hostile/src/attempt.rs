@@ -272,6 +272,25 @@ pub enum Attempt {
     End(Ending),
 }
 
+impl Attempt {
+    /// Whether QEMU's processors do not refuse it as others do: they take reserved bits of control registers, and what a cell
+    /// has there then is no state that a processor can be in; a register that there is not reads as 0; INT1 is no
+    /// instruction; XSETBV looks at the privilege first.
+    #[must_use]
+    pub const fn is_beyond_qemu(&self) -> bool {
+        matches!(
+            self,
+            Self::ChangeControl(
+                Control::Cr0 | Control::Cr3 | Control::Cr4 | Control::Cr8,
+                _,
+                _
+            ) | Self::ReadMsr(0x3a)
+                | Self::Execute(Instruction::Int1)
+                | Self::ExecuteAsUser(UserInstruction::Xsetbv)
+        )
+    }
+}
+
 /// What is executed at CPL 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserInstruction {

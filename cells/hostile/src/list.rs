@@ -11,6 +11,9 @@ use crate::say::{alone, say};
 pub fn aloud(attacker: &Attacker) {
     let mut count = 0;
     for (number, row) in survived(attacker.vendor()) {
+        if !attacker.attempts(row.attempt) {
+            continue;
+        }
         let outcome = attacker.perform(row.attempt);
         alone(|| println!("{}", Line::Row(number, outcome)));
         count += 1;
@@ -22,6 +25,9 @@ pub fn aloud(attacker: &Attacker) {
 pub fn quietly(attacker: &Attacker) -> u32 {
     let mut wrong = 0;
     for (number, row) in survived(attacker.vendor()) {
+        if !attacker.attempts(row.attempt) {
+            continue;
+        }
         let outcome = attacker.perform(row.attempt);
         if !row.is_right(outcome) {
             alone(|| println!("{}", Line::Row(number, outcome)));
