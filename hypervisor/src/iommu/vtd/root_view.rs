@@ -80,8 +80,8 @@ impl RootView {
         };
         let [control, data, address, upper] = self.now.fault_event;
         let event = |index: u64| {
-            let mut registers = self.completion_event.iter();
-            registers.nth(index as usize).copied().unwrap_or(0)
+            let register = self.completion_event.get(index as usize);
+            register.copied().unwrap_or(0)
         };
         Some(match offset {
             0x00..0x18 => return None,
@@ -115,7 +115,7 @@ impl RootView {
             register::FAULT_STATUS => self.fault_status &= !value,
             register::FAULT_CONTROL..=register::FAULT_UPPER_ADDRESS => {
                 let index = offset.wrapping_sub(register::FAULT_CONTROL) / 4;
-                if let Some(slot) = self.now.fault_event.iter_mut().nth(index as usize) {
+                if let Some(slot) = self.now.fault_event.get_mut(index as usize) {
                     *slot = value;
                 }
                 return Effect::FaultEvent;
@@ -129,7 +129,7 @@ impl RootView {
             }
             register::COMPLETION_CONTROL..=register::COMPLETION_UPPER_ADDRESS => {
                 let index = offset.wrapping_sub(register::COMPLETION_CONTROL) / 4;
-                if let Some(slot) = self.completion_event.iter_mut().nth(index as usize) {
+                if let Some(slot) = self.completion_event.get_mut(index as usize) {
                     *slot = value;
                 }
             }
@@ -196,7 +196,7 @@ impl RootView {
         let low = hardware.read_root(at);
         let high = hardware.read_root(at.wrapping_add(8));
         let kind = match (low, high) {
-            (Some(low), Some(high)) if self.head % size == 0 && self.head < length => {
+            (Some(low), Some(high)) if self.head.is_multiple_of(size) && self.head < length => {
                 InvalidationDescriptor([low, high]).kind()
             }
             _ => Kind::Invalid,

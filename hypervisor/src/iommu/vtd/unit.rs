@@ -351,12 +351,13 @@ impl Unit {
                 return Err(UnitError::StrangeState);
             };
             slot.store(before, Ordering::Relaxed);
-            if offset % size == 0 {
+            if offset.is_multiple_of(size) {
                 sequence = sequence.wrapping_add(1);
             }
             let wait = InvalidationDescriptor::wait(sequence, self.status_address());
             let [low, high] = wait.0;
-            let value = match offset % size {
+            // Descriptors have 16 or 32 bytes.
+            let value = match offset & size.wrapping_sub(1) {
                 0 => low,
                 8 => high,
                 _ => 0,
