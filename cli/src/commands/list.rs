@@ -127,8 +127,8 @@ pub fn list(host: &Host) -> Result<Report> {
             let cell = all.find(|cell| cell.id == id);
             cell.map_or_else(|| id.to_string(), |cell| cell.name.clone())
         };
-        faults_text.push_str(&device_faults::describe(&system, name));
-        iommus = device_faults::describe_json(&system);
+        faults_text.push_str(&device_faults::describe(system, name));
+        iommus = device_faults::describe_json(system);
     }
     let sides = [Side::Right, Side::Left, Side::Left, Side::Left, Side::Left];
     let mut text = table(&sides, &rows);
