@@ -231,6 +231,9 @@ extern "C" fn drop_interrupt_in_page() {
     )
 }
 
+/// Of the exceptions the one that may come while interrupts are dropped.
+const NMI_VECTOR: usize = 2;
+
 /// The CPUs of all cells are in the same mode, so one table serves them.
 fn fill_drain_table(cpu: &PerCpu) {
     if DRAIN_READY.load(Ordering::Acquire) {
@@ -242,10 +245,11 @@ fn fill_drain_table(cpu: &PerCpu) {
         drop_interrupt_in_page as *const () as u64
     };
     for vector in 0..256usize {
-        // Vectors 16 to 31 are exceptions' numbers, but an APIC delivers them as interrupts all the same, and a cell can send
-        // them to itself; the few instructions that run on this table raise no exception.
+        // The first 32 vectors are exceptions' numbers, but an APIC delivers 16 to 31 as interrupts all the same (an emulated
+        // one the others, too), and a cell can send them to itself; the few instructions that run on this table raise no
+        // exception. NMIs may come.
         let gate = match vector {
-            0..16 => cpu.tables.gate(vector).unwrap_or_default(),
+            NMI_VECTOR => cpu.tables.gate(vector).unwrap_or_default(),
             _ => crate::processor::tables::gate(drop, 0),
         };
         // SAFETY: inside the table; see `Sync`.
