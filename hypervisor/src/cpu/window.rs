@@ -53,27 +53,30 @@ impl Windows {
     /// As [`Self::open`], with more bits in the page-table entry.
     #[inline(always)]
     fn open_as(&self, index: u64, physical: HostPhysical, bits: u64) -> u64 {
-        let index = index & (COUNT - 1);
-        let entry = self.entries.wrapping_add(index.wrapping_mul(8));
-        let at = private::WINDOWS.wrapping_add(index << 12);
         let value = (physical.as_u64() & 0x000f_ffff_ffff_f000)
             | PRESENT_WRITABLE_NX
             | ACCESSED_DIRTY
             | bits;
+        self.lead(index, value) | (physical.as_u64() & 0xfff)
+    }
+
+    /// Has window `index` lead where `value` says, a page-table entry; returns its virtual address.
+    #[inline(always)]
+    fn lead(&self, index: u64, value: u64) -> u64 {
+        let index = index & (COUNT - 1);
+        let entry = self.entries.wrapping_add(index.wrapping_mul(8));
+        let at = private::WINDOWS.wrapping_add(index << 12);
         // SAFETY: `entry` is this CPU's own page-table entry for the window, which nothing but this type maps; it lies in
-        // a frame of the pool that the region's linear map covers.
+        // a frame of the pool that the region's linear map covers. What was read through the window was copied out.
         unsafe { (entry as *mut u64).write_volatile(value) };
         processor::invalidate_page(at);
-        at | (physical.as_u64() & 0xfff)
+        at
     }
 
     /// Closes the small windows: they lead nowhere until they are opened again. The large one is closed after each use.
     pub fn close(&self) {
         for index in 0..COUNT {
-            let entry = self.entries.wrapping_add(index.wrapping_mul(8));
-            // SAFETY: as in `open`; what is read through a window was copied out.
-            unsafe { (entry as *mut u64).write_volatile(0) };
-            processor::invalidate_page(private::WINDOWS.wrapping_add(index << 12));
+            self.lead(index, 0);
         }
     }
 

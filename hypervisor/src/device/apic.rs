@@ -355,11 +355,8 @@ pub fn enter_xapic(cpu: &mut PerCpu) -> bool {
 pub fn send_self(x2apic: bool, command: u32) {
     let shorthand_self = 1 << 18;
     let command = (command & 0xc0ff) | shorthand_self;
-    if x2apic {
-        // SAFETY: a fixed interrupt to the CPU that asked for it.
-        let _ = unsafe { fixup::write_msr(x2apic_msr(register::COMMAND_LOW), u64::from(command)) };
-    } else {
+    if !x2apic {
         wait_until_sent();
-        write_page(register::COMMAND_LOW, command);
     }
+    write(x2apic, register::COMMAND_LOW, command);
 }

@@ -200,13 +200,20 @@ const fn port_of(id: FunctionId, offset: u16) -> (u32, u16) {
     (address, CONFIG_DATA | offset & 3)
 }
 
+/// Reads or writes configuration space for the hypervisor itself, by the ports.
+fn by_ports_alone(id: FunctionId, offset: u16, width: u8, value: Option<u32>) -> u32 {
+    let (address, port) = port_of(id, offset);
+    let _guard = ADDRESS_LOCK.lock();
+    // SAFETY: the lock is held. Reading configuration space changes nothing. What is written, the logic above decides;
+    // nothing of the hypervisor depends on it, since the function's addresses stay as they were, and it is no bus master
+    // unless an IOMMU holds it or the configuration trusts it with the machine.
+    unsafe { by_ports(address, port, width.into(), value) }
+}
+
 impl Hardware for Access {
     fn read_config(&mut self, id: FunctionId, offset: u16, width: u8) -> u32 {
         if Self::has_ports(id, offset) {
-            let (address, port) = port_of(id, offset);
-            let _guard = ADDRESS_LOCK.lock();
-            // SAFETY: the lock is held; reading configuration space changes nothing.
-            return unsafe { by_ports(address, port, width.into(), None) };
+            return by_ports_alone(id, offset, width, None);
         }
         match Self::place(id, offset) {
             Some(at) => self.windows.read_device(at, width) as u32,
@@ -216,12 +223,7 @@ impl Hardware for Access {
 
     fn write_config(&mut self, id: FunctionId, offset: u16, width: u8, value: u32) {
         if Self::has_ports(id, offset) {
-            let (address, port) = port_of(id, offset);
-            let _guard = ADDRESS_LOCK.lock();
-            // SAFETY: the lock is held. The logic above decides what a function of a cell is told; nothing of the hypervisor
-            // depends on it, since the function's addresses stay as they were, and it is no bus master unless an IOMMU holds it or
-            // the configuration trusts it with the machine.
-            unsafe { by_ports(address, port, width.into(), Some(value)) };
+            by_ports_alone(id, offset, width, Some(value));
         } else if let Some(at) = Self::place(id, offset) {
             self.windows.write_device(at, width, value.into());
         }
