@@ -114,6 +114,8 @@ pub enum Attack {
     Configure(Function, u16, u32, u32),
     /// The cell writes an address into the function's first base address register, and uses the registers where they were.
     Move(Function, u32),
+    /// Nothing: the function was bus master already when the cell began, and this is read of that.
+    MasterAtStart(Function),
     /// The device is left to itself, and the test ends the cell.
     Leave(Leave),
 }
@@ -129,4 +131,6 @@ pub enum Leave {
     Interrupt,
     /// It receives frames.
     Receive,
+    /// It reads memory that is not for it, as often as it can.
+    Storm,
 }

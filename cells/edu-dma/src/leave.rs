@@ -2,7 +2,9 @@
 
 use edu_dma_cell::attack::{LEFT, LEFT_AT, LENGTH, Leave};
 use edu_dma_cell::outcome::Line;
+use gaol_cell::device::Registers;
 use gaol_cell::dma::Memory;
+
 use gaol_cell::mmio::Mmio;
 use gaol_cell::{Cell, println};
 use gaol_devices::e1000::registers::offset;
@@ -10,6 +12,10 @@ use gaol_devices::e1000::{Controller, Interrupts, MEMORY_SIZE, Model};
 use gaol_devices::edu::{Direction, Transfer};
 
 use crate::perform::Attacker;
+
+/// An address that is not for the cell's devices, and descriptors that a ring of the card has at least.
+const NOBODYS: u32 = 0x100_0000;
+const DESCRIPTORS: u32 = 8;
 
 /// Starts the device, says so, and keeps it at work.
 pub fn leave(cell: &mut Cell, mut attacker: Attacker, number: usize, what: Leave) -> ! {
@@ -59,6 +65,25 @@ pub fn leave(cell: &mut Cell, mut attacker: Attacker, number: usize, what: Leave
             let mut frame = [0; 2048];
             loop {
                 controller.receive(&mut frame);
+                cell.poll();
+            }
+        }
+        Leave::Storm => {
+            let Some(card) = attacker.card else {
+                panic!("the cell has no network card");
+            };
+            let memory = cell.take_dma(MEMORY_SIZE);
+            let registers = Mmio::at(card.registers.base(), offset::END);
+            let started = Controller::start(registers, memory, Model::I82574, Interrupts::None);
+            started.unwrap_or_else(|problem| panic!("{problem}"));
+            let mut registers = card.registers;
+            registers.write(offset::TRANSMIT_BASE_LOW, NOBODYS);
+            said();
+            // Each makes the card fetch a descriptor.
+            let mut tail = 0;
+            loop {
+                tail = (tail + 1) % DESCRIPTORS;
+                registers.write(offset::TRANSMIT_TAIL, tail);
                 cell.poll();
             }
         }

@@ -1,7 +1,7 @@
 //! The cell whose devices attack: QEMU's `edu`, which does DMA on command, and the network card `e1000e`, for its table of
 //! messages.
 //!
-//! Command line: `do=attacks`, or `do=leave row=N`; where others are: `root=`, `hypervisor=`, `victim=`, `victim-cpu=`; and
+//! Command line: `do=attacks`, or `do=row row=N` for one of these, or `do=leave row=N`; where others are: `root=`, `hypervisor=`, `victim=`, `victim-cpu=`; and
 //! `blocks=1` where the machine blocks messages without remapping, so that these are attempted as well.
 //!
 //! It says what became of each row, and `edu-dma: done`.
@@ -35,6 +35,14 @@ fn main(mut cell: Cell) -> ! {
                 count += 1;
             }
             println!("{PREFIX}done, {count} rows");
+            cell.serve()
+        }
+        "row" => {
+            let wanted = arguments.number("row", u64::MAX);
+            for (number, row) in plain(false).filter(|(number, _)| *number as u64 == wanted) {
+                println!("{}", Line::Row(number, attacker.perform(row.attack)));
+            }
+            println!("{PREFIX}done");
             cell.serve()
         }
         "leave" => {

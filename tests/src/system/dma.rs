@@ -4,16 +4,18 @@
 //! The table of attacks is `cells/edu-dma/src/attacks`. What the attacking cell sees is compared with it row by row; that
 //! nothing else has changed is looked at from the root.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use edu_dma_cell::attack::{Attack, LEFT, LEFT_AT, Leave};
+use edu_dma_cell::attack::{Attack, LEFT, LEFT_AT, LENGTH, Leave, Place};
 use edu_dma_cell::attacks::{self, Expected};
 use edu_dma_cell::outcome::{Line, Outcome, PREFIX};
 use gaol_wire::Peer;
 use gaol_wire::frame::{Content, Datagram, Frame, Host};
 use gaol_wire::peer::NEAR;
+use serde_json::Value;
 
 use super::root::cell_region;
 use super::{CPUS, Context, load_modules};
@@ -42,6 +44,16 @@ const CONTENT: u64 = 48;
 /// Bytes in front of that, behind the headers of Ethernet, IPv4 and UDP.
 const HEADERS: u64 = 14 + 20 + 8;
 
+/// The devices.
+const EDU: &str = "0000:00:04.0";
+const CARD: &str = "0000:00:03.0";
+/// The cell's memory for devices that the rows are about.
+const OWN: Range<u64> = 0x20_0000..0x21_0000;
+/// The first reason of faults of interrupts (VT-d, "Fault Reason Encodings").
+const FIRST_INTERRUPT_REASON: u64 = 0x20;
+/// How often a look at a cell takes what the IOMMU has recorded, one after the other.
+const LOOKS: u32 = 500;
+
 const NO_DEVICES: &str = "Bochs has no IOMMU, and no device that does DMA on command";
 
 pub(super) const GROUP: Group = Group {
@@ -65,6 +77,10 @@ pub(super) const GROUP: Group = Group {
         Check {
             name: "a-device-at-work-ends-with-its-cell",
             run: left,
+        },
+        Check {
+            name: "a-storm-of-faults-ends-in-quarantine",
+            run: storm,
         },
     ],
 };
@@ -97,7 +113,17 @@ fn targets(context: &mut Context) -> Result<String> {
 
 /// Waits until the cell has said `text`; returns all that it has said since it was started.
 fn said(context: &mut Context, text: &str) -> Result<String> {
+    said_while(context, text, |_| Ok(()))
+}
+
+/// The same, with a look at something again and again.
+fn said_while(
+    context: &mut Context,
+    text: &str,
+    mut look: impl FnMut(&mut Context) -> Result<()>,
+) -> Result<String> {
     for _ in 0..600 {
+        look(context)?;
         let console = context.machine.check("gaol console")?;
         if console.contains("cell failed") {
             bail!("the cell failed: {console}");
@@ -152,15 +178,101 @@ fn compare(console: &str) -> Result<usize> {
     Ok(attacks)
 }
 
+/// What an IOMMU has stopped of a function, as the list of cells tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Stopped {
+    cell: u64,
+    address: u64,
+    is_read: bool,
+}
+
+/// The entry of the list of cells for what the function tried; `None`: it tried nothing.
+fn faults(context: &mut Context, function: &str) -> Result<Option<Value>> {
+    let list = context.machine.gaol("cell list")?;
+    let devices = list["iommus"]["devices"].as_array();
+    let devices = devices.with_context(|| format!("the list has no devices: {list}"))?;
+    let found = devices.iter().find(|one| one["function"] == function);
+    Ok(found.cloned())
+}
+
+/// Its last fault by DMA.
+fn stopped(faults: &Value) -> Result<Option<Stopped>> {
+    let number = |name| {
+        faults[name]
+            .as_u64()
+            .with_context(|| format!("no {name} in {faults}"))
+    };
+    Ok(
+        (number("reason")? < FIRST_INTERRUPT_REASON).then_some(Stopped {
+            cell: number("cell")?,
+            address: number("address")?,
+            is_read: faults["read"] == true,
+        }),
+    )
+}
+
+/// The id of a cell.
+fn id(context: &mut Context, cell: &str) -> Result<u64> {
+    let list = context.machine.gaol("cell list")?;
+    let mut cells = list["cells"].as_array().into_iter().flatten();
+    let found = cells.find(|one| one["name"] == cell);
+    found
+        .and_then(|one| one["id"].as_u64())
+        .with_context(|| format!("{list} has no cell {cell}"))
+}
+
+/// Whether a row makes a device do what was stopped.
+fn is_of_a_row(context: &mut Context, stopped: Stopped) -> Result<bool> {
+    let (hypervisor, _) = context.region()?;
+    let victim = cell_region(context, VICTIM, "ram")?;
+    let begin = OWN.start;
+    let matches = |place, is_read| {
+        let address = match place {
+            Place::Own(offset) => begin + u64::from(offset),
+            Place::BeforeEnd(before) => OWN.end - u64::from(before),
+            Place::BeforeBegin(before) => begin - u64::from(before),
+            Place::At(address) => address.into(),
+            Place::Root(offset) => ROOT + u64::from(offset),
+            Place::Hypervisor(offset) => hypervisor + u64::from(offset),
+            Place::Victim(offset) => victim + u64::from(offset),
+        };
+        let pages = address >> 12..=(address + u64::from(LENGTH) - 1) >> 12;
+        is_read == stopped.is_read && pages.contains(&(stopped.address >> 12))
+    };
+    Ok(attacks::all()
+        .filter(|(_, row)| row.is_attack())
+        .any(|(_, row)| match row.attack {
+            Attack::Read(place) => matches(place, true),
+            Attack::Write(place) => matches(place, false),
+            _ => false,
+        }))
+}
+
 fn attacked(context: &mut Context) -> Result<()> {
     context.start_cell(VICTIM, "ticks=1000000000 summary=0 exits=0")?;
     let targets = targets(context)?;
     let before = watched(context)?;
     context.start_cell(CELL, &format!("do=attacks {targets}"))?;
-    let console = said(context, &format!("{PREFIX}done"))?;
+    let cell = id(context, CELL)?;
+    // The unit has room for one fault, so that only what is looked for in time is seen.
+    let mut seen = BTreeSet::new();
+    let console = said_while(context, &format!("{PREFIX}done"), |context| {
+        if let Some(faults) = faults(context, EDU)? {
+            seen.extend(stopped(&faults)?);
+        }
+        Ok(())
+    })?;
     let attacks = compare(&console)?;
     ensure!(attacks >= 40, "only {attacks} attacks");
-    println!("dma: 0 of {attacks} attacks by devices succeeded");
+    println!(
+        "dma: 0 of {attacks} attacks by devices succeeded; {} faults were seen",
+        seen.len()
+    );
+    ensure!(seen.len() >= 5, "only these faults were seen: {seen:x?}");
+    for one in seen {
+        ensure!(one.cell == cell, "{one:x?} is not of cell {cell}");
+        ensure!(is_of_a_row(context, one)?, "no row attempts {one:x?}");
+    }
     ensure!(
         watched(context)? == before,
         "the root's memory has changed under the attacks"
@@ -191,6 +303,49 @@ fn leaving() -> impl Iterator<Item = (usize, Leave)> {
         (Attack::Leave(what), Expected::Ended) => Some((number, what)),
         _ => None,
     })
+}
+
+/// The row that looks whether a function is bus master too early.
+fn early_rows() -> impl Iterator<Item = usize> {
+    attacks::all().filter_map(|(number, row)| {
+        matches!(row.attack, Attack::MasterAtStart(_)).then_some(number)
+    })
+}
+
+/// Shuts the cell down, whose device is at work, and starts it again; waits until it has said `text` once more.
+fn start_again(context: &mut Context, command_line: &str, text: &str) -> Result<String> {
+    let before = context.machine.check("gaol console")?.len();
+    context
+        .machine
+        .gaol(&format!("cell shutdown {CELL} --force"))?;
+    context.machine.gaol(&format!(
+        "cell load {CELL} {CELL}.bin -s \"{command_line}\""
+    ))?;
+    context.machine.gaol(&format!("cell start {CELL}"))?;
+    for _ in 0..200 {
+        let console = context.machine.check("gaol console")?;
+        let since = console.get(before..).unwrap_or(&console);
+        ensure!(!since.contains("cell failed"), "{since}");
+        if since.contains(text) {
+            return Ok(since.to_owned());
+        }
+        context.machine.check("sleep 0.1")?;
+    }
+    bail!("`{text}` was not said again")
+}
+
+/// A device that was at work when its cell was shut down does not go on by itself when that starts again.
+fn again(context: &mut Context) -> Result<()> {
+    for number in early_rows() {
+        let said = start_again(
+            context,
+            &format!("do=row row={number}"),
+            &format!("{PREFIX}done"),
+        )?;
+        let line = Line::Row(number, Outcome::Value(0)).to_string();
+        ensure!(said.contains(&line), "`{line}` is missing in {said}");
+    }
+    Ok(())
 }
 
 /// A frame with the mark, for the card.
@@ -228,6 +383,13 @@ fn left(context: &mut Context) -> Result<()> {
             Ok(())
         };
         send(context)?;
+        again(context)?;
+        start_again(
+            context,
+            &format!("do=leave row={number}"),
+            &Line::Left(number).to_string(),
+        )?;
+        send(context)?;
         context
             .machine
             .gaol(&format!("cell destroy {CELL} --force"))?;
@@ -247,4 +409,48 @@ fn left(context: &mut Context) -> Result<()> {
     let mut peer = Peer::to(context.machine.wire()?, card);
     ensure!(peer.resolve(Duration::from_secs(1))?.is_none());
     Ok(())
+}
+
+fn storm(context: &mut Context) -> Result<()> {
+    let storm = attacks::all().find(|(_, row)| row.attack == Attack::Leave(Leave::Storm));
+    let (number, _) = storm.context("the table has no storm")?;
+    context.start_cell(VICTIM, "ticks=1000000000 summary=0 exits=0")?;
+    context.start_cell(CELL, &format!("do=leave row={number}"))?;
+    said(context, &Line::Left(number).to_string())?;
+    let cell = id(context, CELL)?;
+    // Each look takes what the unit has recorded since the one before.
+    let look = format!(
+        "i=0; while [ $i -lt {LOOKS} ]; do read -r state </sys/devices/gaol/cells/{cell}/state; i=$((i+1)); done"
+    );
+    let mut found = Value::Null;
+    for _ in 0..200 {
+        context.machine.check(&look)?;
+        found = faults(context, CARD)?.unwrap_or_default();
+        if found["quarantined"] == true {
+            break;
+        }
+    }
+    ensure!(found["quarantined"] == true, "not quarantined: {found}");
+    ensure!(found["cell"] == cell, "{found} is not of cell {cell}");
+    println!("dma: quarantined after {} faults", found["count"]);
+    let text = context.machine.check("gaol cell list")?;
+    ensure!(
+        text.contains(CARD) && text.contains("reaches no memory until the cell is started again"),
+        "{text}"
+    );
+    // It is blocked, and makes no more work.
+    context.machine.check(&look)?;
+    let later = faults(context, CARD)?.unwrap_or_default();
+    ensure!(later["count"] == found["count"], "{found}, then {later}");
+    ensure!(context.cell_state(VICTIM)? == "running");
+    // With the next start it has another chance.
+    again(context)?;
+    let after = faults(context, CARD)?.unwrap_or_default();
+    ensure!(after["quarantined"] == false, "{after}");
+    for cell in [CELL, VICTIM] {
+        context
+            .machine
+            .gaol(&format!("cell destroy {cell} --force"))?;
+    }
+    context.machine.linux_is_well(CPUS)
 }

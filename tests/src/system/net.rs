@@ -11,13 +11,7 @@ use gaol_wire::{Peer, RoundTrips};
 use super::{CPUS, Context, load_modules};
 use crate::gaol::Gaol;
 use crate::machine::{Platform, Wired};
-use crate::qemu::Iommu;
 use crate::runner::{Check, Except, Group};
-
-/// The cell's file for the machine on QEMU, and its name where that machine has no IOMMU, as here: what is shown is the same
-/// with one and without.
-const WITH_IOMMU: &str = include_str!("../../../configs/net.toml");
-const WITHOUT_IOMMU: &str = "net-open";
 
 /// The address of the cell.
 const ADDRESS: [u8; 4] = [10, 0, 2, 15];
@@ -39,20 +33,11 @@ pub(super) const GROUP: Group = Group {
             Platform::Bochs => Wired::E1000,
             Platform::Qemu | Platform::Kvm => Wired::E1000e,
         });
-        spec.qemu.iommu = Iommu::None;
-        let text = WITH_IOMMU.replace(
-            "name = \"net\"",
-            &format!("name = \"{WITHOUT_IOMMU}\"\nunprotected-dma = true"),
-        );
-        Ok(spec.content(&format!("root/{WITHOUT_IOMMU}.toml"), text))
+        Ok(spec)
     },
     prepare: |context| {
         load_modules(context)?;
-        match context.platform {
-            Platform::Bochs => context.enable(),
-            // Its file describes a machine with an IOMMU.
-            Platform::Qemu | Platform::Kvm => context.machine.gaol("enable").map(drop),
-        }
+        context.enable()
     },
     except: &[
         Except::check(Platform::Bochs, "it-answers-by-msi", NO_MESSAGES),
@@ -87,11 +72,11 @@ pub(super) const GROUP: Group = Group {
     ],
 };
 
-/// The cell of the machine.
-pub(super) fn cell(platform: Platform) -> &'static str {
+/// The cell of the machine: with no IOMMU in front of its card, or with one.
+fn cell(platform: Platform) -> &'static str {
     match platform {
         Platform::Bochs => "net-bochs",
-        Platform::Qemu | Platform::Kvm => WITHOUT_IOMMU,
+        Platform::Qemu | Platform::Kvm => "net",
     }
 }
 

@@ -2,13 +2,14 @@
 
 use super::Expected::Reads;
 use super::Row;
-use crate::attack::Attack::{Configure, Move};
+use crate::attack::Attack::{Configure, MasterAtStart, Move};
 use crate::attack::Function::{Card, Edu};
 
 const STAYS: &str = "registers stay where they are, and where the cell has them";
 const MACHINE: &str = "it concerns all of the machine";
 const HANDED: &str = "the hypervisor resets a function, when it changes hands";
 const DOOR: &str = "a read-only memory would be mapped onto others";
+const EARLY: &str = "nobody has told the device yet what it may do";
 const MESSAGES: &str = "one message is what the hypervisor gives";
 
 /// What `edu` and the card say in a register of theirs.
@@ -30,6 +31,8 @@ const EDU_MSI_CONTROL: u16 = 0x40;
 const SEVERAL: u32 = 7 << 20;
 
 pub(super) const ROWS: &[Row] = rows! {
+    "bus master before the start": MasterAtStart(Edu) => Reads(0), EARLY;
+    "the card bus master before the start": MasterAtStart(Card) => Reads(0), EARLY;
     "registers moved onto the root's kernel": Move(Edu, 0x100_0000) => Reads(EDU), STAYS;
     "registers moved onto the local APICs": Move(Edu, 0xfee0_0000) => Reads(EDU), STAYS;
     "registers moved onto an IOAPIC": Move(Edu, 0xfec0_0000) => Reads(EDU), STAYS;

@@ -8,6 +8,7 @@ use crate::attack::Cpu::{All, Own, Root, Victim};
 use crate::attack::{Address, Message};
 
 const OWN: &str = "the cell may interrupt its own CPU";
+const SET: &str = "of a set, the own CPU only is reached";
 const OTHERS: &str = "a CPU of others";
 const MODE: &str = "no delivery mode but fixed (and NMI) is a cell's to use";
 const VECTOR: &str = "no interrupt has such a vector";
@@ -42,7 +43,7 @@ pub(super) const ROWS: &[Row] = rows! {
     "a message to all": given(Physical(All), FIXED) => Interrupts(0), OTHERS;
     "a message to a set with the root": given(Logical(Root), FIXED) => Interrupts(0), OTHERS;
     "a message to a set with another cell": given(Logical(Victim), FIXED) => Interrupts(0), OTHERS;
-    "a message to the lowest priority of all": given(Logical(All), LOWEST) => Interrupts(0), OTHERS;
+    "a message to the lowest priority of all": given(Logical(All), LOWEST) => Interrupts(1), SET;
     "an NMI to the root": given(Physical(Root), NMI) => Interrupts(0), OTHERS;
     "an NMI to another cell": given(Physical(Victim), NMI) => Interrupts(0), OTHERS;
     "an SMI": given(Physical(Own), SMI) => Interrupts(0), MODE;

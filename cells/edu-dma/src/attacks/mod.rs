@@ -36,6 +36,8 @@ pub enum Expected {
     Reads(u32),
     /// The device does no more harm when the cell has ended.
     Ended,
+    /// The device reaches nothing any more, not even what is the cell's.
+    Quarantined,
 }
 
 /// A row.
@@ -56,7 +58,7 @@ impl Row {
     pub const fn is_plain(&self) -> bool {
         !matches!(
             self.expected,
-            Expected::Ended | Expected::SilentWhereBlocked
+            Expected::Ended | Expected::Quarantined | Expected::SilentWhereBlocked
         )
     }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::attack::{Address, Cpu, Message, Place};
+use crate::attack::{Address, Cpu, Leave, Message, Place};
 
 extern crate std;
 use std::collections::BTreeSet;
@@ -19,7 +19,7 @@ fn there_are_attacks_enough_of_every_kind() {
         }
         kinds
     });
-    assert_eq!(kinds.len(), 9, "a kind of attack has no row");
+    assert_eq!(kinds.len(), 10, "a kind of attack has no row");
 }
 
 #[test]
@@ -55,7 +55,10 @@ fn each_kind_has_what_can_be_expected_of_it() {
                 Address::Entry(_) => row.expected == Expected::Interrupts(0),
                 _ => row.expected == Expected::SilentWhereBlocked,
             },
-            Attack::Configure(..) | Attack::Move(..) => matches!(row.expected, Expected::Reads(_)),
+            Attack::Configure(..) | Attack::Move(..) | Attack::MasterAtStart(_) => {
+                matches!(row.expected, Expected::Reads(_))
+            }
+            Attack::Leave(Leave::Storm) => row.expected == Expected::Quarantined,
             Attack::Leave(_) => row.expected == Expected::Ended,
         };
         assert!(fits, "{}: {:?}", row.name, row.expected);
@@ -74,8 +77,10 @@ fn only_the_cells_own_works() {
             }
             Attack::Message(Message { address, data })
             | Attack::Entry(_, Message { address, data }) => {
-                let is_fixed = (0x20..0x100).contains(&data);
-                address == Address::Physical(Cpu::Own) && is_fixed
+                let is_vector = (0x20..0x100).contains(&(data & 0xff));
+                let is_own = address == Address::Physical(Cpu::Own) && data < 0x100;
+                let is_set = address == Address::Logical(Cpu::All) && data >> 8 == 1;
+                is_vector && (is_own || is_set)
             }
             _ => false,
         };

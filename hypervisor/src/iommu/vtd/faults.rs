@@ -7,14 +7,17 @@ use super::definitions::{END_OF_INTERRUPT_REASONS, FIRST_INTERRUPT_REASON, Fault
 
 /// So many faults of one device in a second are a storm.
 pub const STORM: u32 = 100;
+/// So many since its cell was started are one as well: units record few of them (some have one register, and leave out what
+/// is like it), so that to who looks seldom a storm is a trickle.
+pub const MOST: u32 = 400;
 
 /// The faults of all devices.
 #[derive(Debug)]
 pub struct Faults {
     /// By device, in the order in which they began.
     pub devices: [DeviceFaults; MAX_FAULTY_DEVICES],
-    /// When the present second of each device began, and its faults in it.
-    seconds: [(u64, u32); MAX_FAULTY_DEVICES],
+    /// When the present second of each device began, its faults in it, and those since its cell was started.
+    seconds: [(u64, u32, u32); MAX_FAULTY_DEVICES],
     /// All faults.
     pub count: u64,
     /// How often a unit had more faults than it could record.
@@ -48,7 +51,7 @@ impl Faults {
         };
         Self {
             devices: [NONE; MAX_FAULTY_DEVICES],
-            seconds: [(0, 0); MAX_FAULTY_DEVICES],
+            seconds: [(0, 0, 0); MAX_FAULTY_DEVICES],
             count: 0,
             lost: 0,
             second: u64::MAX,
@@ -100,13 +103,14 @@ impl Faults {
                     0
                 },
         };
-        let (start, count) = *second;
+        let (start, count, all) = *second;
+        let all = all.saturating_add(1);
         *second = if count == 0 || now.wrapping_sub(start) > self.second {
-            (now, 1)
+            (now, 1, all)
         } else {
-            (start, count.saturating_add(1))
+            (start, count.saturating_add(1), all)
         };
-        second.1 >= STORM
+        second.1 >= STORM || all >= MOST
     }
 
     /// The device is kept from all memory.
@@ -125,7 +129,31 @@ impl Faults {
         if let Some((one, second)) = devices.find(|(one, _)| one.count != 0 && one.source == number)
         {
             one.flags &= !DEVICE_QUARANTINED;
-            *second = (0, 0);
+            *second = (0, 0, 0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A device of cell 1 that faults every `cycles`, with 1,000 of them in a second: after how many it is too much.
+    fn too_many(faults: &mut Faults, cycles: u64) -> Option<u32> {
+        (1..=2 * MOST).find(|number| {
+            let now = u64::from(*number) * cycles;
+            faults.note((0, SourceId(0x18)), 1, (0x5000, 5 << 32), now)
+        })
+    }
+
+    #[test]
+    fn a_storm_is_told_from_its_rate_or_from_its_length() {
+        let mut faults = Faults::new();
+        faults.set_second(1000);
+        assert_eq!(too_many(&mut faults, 5), Some(STORM));
+        faults.begin_anew(0, SourceId(0x18));
+        assert_eq!(too_many(&mut faults, 500), Some(MOST));
+        faults.begin_anew(0, SourceId(0x18));
+        assert_eq!(too_many(&mut faults, 500), Some(MOST));
     }
 }
