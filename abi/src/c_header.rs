@@ -257,7 +257,7 @@ structures! {
     public::WatchdogRecord { expired, heartbeat, time }
     public::RootFailure { count, kind, cpu, parked, address, time }
     public::IommuState {
-        units, remapping, failed, functions, entries, entries_most, overruled, reserved, faults, lost,
+        units, remapping, failed, functions, entries, entries_most, overruled, domains, faults, lost,
     }
     public::DeviceFaults { source, cell, count, address, time, reason, flags }
     public::SystemPublic {

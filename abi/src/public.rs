@@ -84,8 +84,8 @@ pub struct IommuState {
     /// Interrupt entries of the root that don't count as they were written, since they reach others or can be used by
     /// others.
     pub overruled: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Cells that have tables of their own for what their functions reach.
+    pub domains: u32,
     /// Faults of devices.
     pub faults: u64,
     /// How often a unit had more faults than it could record.

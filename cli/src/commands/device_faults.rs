@@ -64,6 +64,7 @@ pub fn describe_json(system: &SystemPublic) -> Value {
         entries,
         entries_most,
         overruled,
+        domains,
         faults,
         lost,
         ..
@@ -90,6 +91,7 @@ pub fn describe_json(system: &SystemPublic) -> Value {
         "entries": entries,
         "entries_most": entries_most,
         "overruled": overruled,
+        "domains": domains,
         "faults": faults,
         "lost": lost,
         "devices": devices,

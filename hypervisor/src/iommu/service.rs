@@ -181,7 +181,7 @@ fn with<R>(action: impl FnOnce(&mut Fleet) -> R) -> R {
         entries: figures.entries,
         entries_most: figures.entries_most,
         overruled: figures.overruled,
-        reserved: 0,
+        domains: figures.domains,
         faults: fleet.faults.count,
         lost: fleet.faults.lost,
     };

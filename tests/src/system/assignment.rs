@@ -1,13 +1,17 @@
 //! A network card that Linux uses goes to a cell, and comes back: Linux has its address, its link, its interrupts and its
 //! packets again. And whatever it takes to give a function away is there again afterwards, a thousand times.
 //!
+//! That is shown behind an IOMMU, which has the cell's device reach the cell's memory and interrupts only, and the way
+//! there and back without one as well.
+//!
 //! The card is the `e1000e` of the stock kernel's driver, and the emulator's user network is at the other end of its wire.
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::{CPUS, Context, load_modules};
 use crate::gaol::Gaol;
-use crate::machine::Platform;
+use crate::machine::{Platform, Spec};
+use crate::qemu::Iommu;
 use crate::runner::{Check, Except, Group};
 
 /// The card, and the device that does DMA on command.
@@ -25,11 +29,7 @@ const NO_CARD: &str =
 
 pub(super) const GROUP: Group = Group {
     name: "assignment",
-    machine: |mut spec| {
-        spec.qemu.network = Some("user".to_owned());
-        spec.modules.push("e1000e".to_owned());
-        Ok(spec)
-    },
+    machine: |spec| Ok(with_card(spec)),
     prepare: |context| {
         load_modules(context)?;
         context.enable()
@@ -38,7 +38,7 @@ pub(super) const GROUP: Group = Group {
     checks: &[
         Check {
             name: "a-card-in-use-goes-to-a-cell-and-back",
-            run: there_and_back,
+            run: |context| there_and_back(context, ""),
         },
         Check {
             name: "a-creation-that-fails-gives-it-back",
@@ -50,6 +50,32 @@ pub(super) const GROUP: Group = Group {
         },
     ],
 };
+
+pub(super) const WITHOUT_IOMMU: Group = Group {
+    name: "assignment-without-iommu",
+    machine: |spec| {
+        let mut spec = with_card(spec);
+        spec.qemu.iommu = Iommu::None;
+        Ok(spec)
+    },
+    prepare: |context| {
+        load_modules(context)?;
+        // The file of the usual machine describes one with an IOMMU.
+        context.machine.gaol("enable").map(drop)
+    },
+    except: &[Except::group(Platform::Bochs, NO_CARD)],
+    checks: &[Check {
+        name: "a-card-in-use-goes-to-a-cell-and-back",
+        run: |context| there_and_back(context, "unprotected-dma = true"),
+    }],
+};
+
+/// A machine with a card that Linux' driver can use.
+fn with_card(mut spec: Spec) -> Spec {
+    spec.qemu.network = Some("user".to_owned());
+    spec.modules.push("e1000e".to_owned());
+    spec
+}
 
 /// What Linux has of the card.
 #[derive(Debug, PartialEq)]
@@ -137,10 +163,50 @@ fn write_cell(context: &mut Context, keys: &str) -> Result<()> {
         .write_file("/root/card.toml", text.as_bytes())
 }
 
-fn there_and_back(context: &mut Context) -> Result<()> {
+/// What cells have of the IOMMUs: functions, interrupt entries and domains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Taken {
+    functions: u64,
+    entries: u64,
+    domains: u64,
+}
+
+/// Asserts that all units work and stopped nothing, and that there are as many as the machine has.
+fn taken(context: &mut Context, has_iommu: bool) -> Result<Taken> {
+    let list = context.machine.gaol("cell list")?;
+    let figures = &list["iommus"];
+    let get = |key: &str| {
+        let figure = figures[key].as_u64();
+        figure.with_context(|| format!("no {key}: {figures}"))
+    };
+    let units = u64::from(has_iommu);
+    ensure!(
+        get("units")? == units && get("remapping")? == units,
+        "{figures}"
+    );
+    for key in ["failed", "faults", "lost"] {
+        ensure!(get(key)? == 0, "{figures}");
+    }
+    Ok(Taken {
+        functions: get("functions")?,
+        entries: get("entries")?,
+        domains: get("domains")?,
+    })
+}
+
+const NOTHING: Taken = Taken {
+    functions: 0,
+    entries: 0,
+    domains: 0,
+};
+
+/// `keys`: what the cell's file says besides, where no IOMMU holds the card.
+fn there_and_back(context: &mut Context, keys: &str) -> Result<()> {
+    let has_iommu = keys.is_empty();
     let before = use_card(context)?;
     ensure!(before.driver == "e1000e", "{before:?}");
-    write_cell(context, "unprotected-dma = true")?;
+    ensure!(taken(context, has_iommu)? == NOTHING);
+    write_cell(context, keys)?;
     for mode in ["poll", "msi", "msix"] {
         context.start_cell_with("card", "net", &format!("mode={mode} device=00:03.0"))?;
         context.wait_console("net: ready")?;
@@ -156,17 +222,26 @@ fn there_and_back(context: &mut Context) -> Result<()> {
             "the root sees the card: {vendor}"
         );
         ensure!(context.cell_state("card")? == "running");
+        let has = taken(context, has_iommu)?;
+        ensure!(
+            match has_iommu {
+                true => has.functions == 1 && has.domains == 1 && has.entries > 0,
+                false => has == NOTHING,
+            },
+            "{has:?}"
+        );
         // Left running: nobody asks the cell.
         context.machine.gaol("cell destroy card --force")?;
         let after = use_card(context)?;
         ensure!(before == after, "{before:?} {after:?}");
+        ensure!(taken(context, has_iommu)? == NOTHING);
     }
     context.machine.linux_is_well(CPUS)
 }
 
 fn refused(context: &mut Context) -> Result<()> {
     let before = use_card(context)?;
-    write_cell(context, "unprotected-dma = true")?;
+    write_cell(context, "")?;
     // The hypervisor refuses it when the module has taken the card already: another cell has the line.
     let text = context.machine.check("cat /root/card.toml")?;
     let other = text.replace("cpus = [2]", "cpus = [2]\nreset-address = 0x900000");
@@ -179,17 +254,18 @@ fn refused(context: &mut Context) -> Result<()> {
     ensure!(output.status == 1, "{}", output.stdout);
     let after = use_card(context)?;
     ensure!(before == after, "{before:?} {after:?}");
+    ensure!(taken(context, true)? == NOTHING);
     context.machine.linux_is_well(CPUS)
 }
 
 /// What must be the same before and after.
-fn used(context: &mut Context) -> Result<(u64, String)> {
+fn used(context: &mut Context) -> Result<(u64, Taken, String)> {
     let list = context.machine.gaol("cell list")?;
     let frames = list["pool_used"].as_u64().context("no pool")?;
     let functions = context
         .machine
         .check("cat /sys/devices/gaol/pci_functions")?;
-    Ok((frames, functions))
+    Ok((frames, taken(context, true)?, functions))
 }
 
 fn repeat(context: &mut Context, cell: &str, count: u32) -> Result<()> {
@@ -206,14 +282,14 @@ fn repeat(context: &mut Context, cell: &str, count: u32) -> Result<()> {
 
 fn cycles(context: &mut Context) -> Result<()> {
     let text = format!(
-        "name = \"edu\"\ncpus = [2]\nunprotected-dma = true\n\n\
+        "name = \"edu\"\ncpus = [2]\n\n\
          [[memory]]\nname = \"ram\"\nat = 0x0\nsize = \"64 KiB\"\naccess = \"rwx\"\ndma = true\n\n\
          [[devices]]\naddress = \"{EDU}\"\n"
     );
     context
         .machine
         .write_file("/root/edu.toml", text.as_bytes())?;
-    write_cell(context, "unprotected-dma = true")?;
+    write_cell(context, "")?;
     let card = use_card(context)?;
     // The first of each kind may leave what the next ones find.
     repeat(context, "edu", 1)?;
@@ -223,6 +299,10 @@ fn cycles(context: &mut Context) -> Result<()> {
     repeat(context, "card", CYCLES_WITH_DRIVER)?;
     let after = used(context)?;
     ensure!(before == after, "{before:?} before, {after:?} after");
+    ensure!(after.1 == NOTHING, "{after:?}");
+    println!(
+        "assignment: {CYCLES} cells with a device, {CYCLES_WITH_DRIVER} with the card: {after:?} before and after"
+    );
     let again = use_card(context)?;
     ensure!(card == again, "{card:?} {again:?}");
     context.machine.linux_is_well(CPUS)

@@ -71,6 +71,7 @@ pub const GROUPS: &[Group] = &[
     keys::GROUP,
     pci::GROUP,
     assignment::GROUP,
+    assignment::WITHOUT_IOMMU,
     root::GROUP,
     images::GROUP,
     handover::GROUP,

@@ -360,6 +360,8 @@ pub struct Figures {
     pub entries_most: u32,
     /// Entries of the root's that were overruled.
     pub overruled: u32,
+    /// Domains of cells.
+    pub domains: u32,
 }
 
 impl Fleet {
@@ -1157,6 +1159,7 @@ impl Fleet {
     pub fn figures(&self) -> Figures {
         let mut figures = Figures {
             functions: self.claimed.iter().flatten().count() as u32,
+            domains: self.domains.iter().flatten().count() as u32,
             ..Figures::default()
         };
         for driven in self.driven.iter().flatten() {
