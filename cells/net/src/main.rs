@@ -1,7 +1,8 @@
 //! The cell that answers on a network card of its own: ARP, ping, UDP echo, and its figures to whoever asks.
 //!
 //! Command line: `mode=poll` (or `msi`, `msix`, `intx`), `address=10.0.2.15/24`, `device=00:02.0` (the first card that the cell
-//! has), `line=11` (with `intx`: the pin of the IOAPIC; what the firmware has written down).
+//! has), `line=18` (with `intx`: the pin of the IOAPIC, since a cell does not see what the firmware has written
+//! down).
 //!
 //! Invariant: from `net: ready` on nothing here causes a VM exit but the end of an interrupt, where the CPU has no x2APIC, and
 //! the hypercall that a question for figures takes. No line is printed, and no port or configuration space is used.

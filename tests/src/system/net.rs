@@ -22,6 +22,9 @@ const SIZES: [usize; 5] = [8, 18, 56, 1000, LONGEST];
 /// How many are asked at a time in a burst: fewer than the ring has descriptors.
 const BURST: usize = 32;
 
+/// The card's pin on Bochs, as the cell's file has it.
+const LINE: u8 = 18;
+
 const NO_MESSAGES: &str = "Bochs' network card has neither MSI nor MSI-X";
 const NO_LINE: &str = "the line of the card is shared with devices of Linux there";
 
@@ -82,7 +85,12 @@ fn cell(platform: Platform) -> &'static str {
 
 fn start(context: &mut Context, mode: &str) -> Result<()> {
     let cell = cell(context.platform);
-    context.start_cell_with(cell, "net", &format!("mode={mode}"))?;
+    // A cell does not see what the firmware wrote down, and has to be told.
+    let line = match mode {
+        "intx" => format!(" line={LINE}"),
+        _ => String::new(),
+    };
+    context.start_cell_with(cell, "net", &format!("mode={mode}{line}"))?;
     let console = context.wait_console("net: ready")?;
     ensure!(
         !console.contains("cell failed") && console.contains(mode),
