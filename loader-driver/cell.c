@@ -250,16 +250,19 @@ static int check_config(const struct gaol_cell_header *header, size_t size,
 
 /*
  * Clears the cell's memory piece by piece, and resets its PCI functions. What
- * finds nothing to do waits for one of these.
+ * finds nothing to do waits for one of these. Says in `had_more` whether the
+ * first piece was followed by another.
  */
-static long scrub(unsigned int id, u64 *cycles)
+static long scrub(unsigned int id, u64 *cycles, bool *had_more)
 {
 	long left;
 
+	*had_more = false;
 	do {
 		u64 before = *cycles;
 
 		left = gaol_hypercall(GAOL_HYPERCALL_SCRUB, id, 0, cycles);
+		*had_more |= left > 0;
 		if (left > 0 && *cycles - before < SCRUB_IDLE_CYCLES)
 			usleep_range(500, 1000);
 		else
@@ -295,15 +298,15 @@ static long call_until_done(unsigned long number, struct gaol_cell *cell,
 			    u64 flags, u64 *cycles, u64 *scrub_cycles)
 {
 	for (;;) {
-		u64 before = *scrub_cycles;
 		long result = gaol_hypercall(number, cell->id, flags, cycles);
+		bool had_more;
 
 		if (result != -EAGAIN)
 			return result;
-		result = scrub(cell->id, scrub_cycles);
+		result = scrub(cell->id, scrub_cycles, &had_more);
 		if (result < 0)
 			return result;
-		if (*scrub_cycles - before >= SCRUB_IDLE_CYCLES)
+		if (had_more)
 			continue;
 		if (flags & GAOL_HYPERCALL_DESTROY_FORCE)
 			cond_resched();
@@ -407,10 +410,11 @@ static int finish_creation(struct gaol_cell *cell,
 {
 	long result = gaol_sysfs_add_cell(cell);
 	struct gaol_outcome ignored;
+	bool had_more;
 	u64 cycles = 0;
 
 	if (!result) {
-		result = scrub(cell->id, &request->scrub_cycles);
+		result = scrub(cell->id, &request->scrub_cycles, &had_more);
 		if (!result)
 			return 0;
 		result = gaol_hypercall_error(result, &request->outcome);
