@@ -174,7 +174,8 @@ fn finish_join(cpu: &mut PerCpu, next: u32) {
     cpu.pci_address = 0;
     cpu.io_apic_index.fill(0);
     // Logical ids of xAPIC mode are as after a reset, until Linux writes them.
-    cpu.shared.logical_id.store(0, Ordering::Relaxed);
+    let logical_id = apic::logical_id(cpu);
+    cpu.shared.logical_id.store(logical_id, Ordering::Relaxed);
     cpu.shared.cluster_model.store(false, Ordering::Relaxed);
     let physical_bits = processor::physical_bits();
     (cpu.mtrrs, cpu.moderated_leaves) = if next == ROOT {

@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use gaol_abi::outcome::Reason;
 
 use crate::cpu::{PerCpu, private};
+use crate::device::interrupt_command::flat_logical_id;
 use crate::error::Failure;
 use crate::launch::private_table::APIC_PHYSICAL;
 use crate::processor::{self, fixup, msr, pause, read_msr, write_msr};
@@ -287,6 +288,16 @@ fn drain(cpu: &PerCpu) {
     }
 }
 
+/// The logical id of xAPIC mode after a reset. A cell, which finds an x2APIC everywhere, has the one that it expects of that.
+#[must_use]
+pub const fn logical_id(cpu: &PerCpu) -> u32 {
+    if cpu.x2apic || cpu.is_root {
+        0
+    } else {
+        flat_logical_id(cpu.apic_id)
+    }
+}
+
 /// Masks all sources, drops what is pending and puts the registers into their state after reset.
 pub fn reset(cpu: &PerCpu) {
     let write = |register, value| write(cpu.x2apic, register, value);
@@ -314,8 +325,8 @@ pub fn reset(cpu: &PerCpu) {
     write(register::TIMER_DIVIDE, 0);
     write(register::ERROR_STATUS, 0);
     if !cpu.x2apic {
-        write(register::LOGICAL_DESTINATION, 0);
         write(register::DESTINATION_FORMAT, u32::MAX);
+        write(register::LOGICAL_DESTINATION, logical_id(cpu) << 24);
     }
     write(register::SPURIOUS, 0xff);
 }

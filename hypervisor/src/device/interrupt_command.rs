@@ -225,6 +225,13 @@ impl Processor {
     }
 }
 
+/// Logical id of xAPIC mode's flat model under which a message with eight bits of destination reaches this APIC as it
+/// would in x2APIC mode; 0: none does.
+#[must_use]
+pub const fn flat_logical_id(apic_id: u32) -> u32 {
+    if apic_id < 8 { 1 << apic_id } else { 0 }
+}
+
 impl Target {
     /// Whether `processor` is addressed; `is_sender` says that it sends the command itself.
     #[inline]
@@ -294,6 +301,27 @@ mod tests {
 
     fn addressed(command: Command, processors: &[Processor]) -> Vec<u32> {
         command.addressed(2, processors).collect()
+    }
+
+    /// Eight bits of a logical destination mean the same CPUs, whether a cell's APICs are in x2APIC mode or not.
+    #[test]
+    fn flat_logical_ids_stand_for_those_of_the_x2apic() {
+        for apic_id in 0..300 {
+            let mut processor = Processor {
+                number: 0,
+                apic_id,
+                logical_id: flat_logical_id(apic_id) as u8,
+                cluster_model: false,
+                x2apic: false,
+            };
+            for destination in 0..=u8::MAX {
+                let target = Target::Logical(destination);
+                processor.x2apic = false;
+                let flat = target.addresses(&processor, false);
+                processor.x2apic = true;
+                assert_eq!(flat, target.addresses(&processor, false), "{processor:?}");
+            }
+        }
     }
 
     #[test]
