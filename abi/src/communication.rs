@@ -155,15 +155,10 @@ pub struct CommunicationRegion {
     pub reserved: u32,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_parts_fit_the_page_and_do_not_touch() {
-        let ranges = crate::config::MAX_MEMORY_REGIONS * size_of::<DmaRange>();
-        assert!(size_of::<CommunicationRegion>() <= HEARTBEAT_OFFSET);
-        assert!(HEARTBEAT_OFFSET + 8 <= DMA_OFFSET);
-        assert!(DMA_OFFSET + size_of::<DmaHeader>() + ranges <= crate::PAGE_SIZE as usize);
-    }
-}
+// All parts fit the page and do not touch.
+const _: () = {
+    let ranges = crate::config::MAX_MEMORY_REGIONS * size_of::<DmaRange>();
+    assert!(size_of::<CommunicationRegion>() <= HEARTBEAT_OFFSET);
+    assert!(HEARTBEAT_OFFSET + 8 <= DMA_OFFSET);
+    assert!(DMA_OFFSET + size_of::<DmaHeader>() + ranges <= crate::PAGE_SIZE as usize);
+};

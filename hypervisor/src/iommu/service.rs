@@ -3,7 +3,7 @@
 //!
 //! A function is the root's, with all the memory that is the root's; or *claimed* by a cell, and then it reaches nothing;
 //! or *attached* to its cell, and then it reaches the cell's memory. What changes functions or memory is called under the
-//! management lock; [`remap`], [`isolation`], [`read`], [`write`] and [`poll`] by any CPU. Where no IOMMU is in front of a
+//! management lock; [`remap`], [`isolation`], [`read`], [`write()`] and [`poll`] by any CPU. Where no IOMMU is in front of a
 //! function, nothing is done and nothing fails: whoever lets a function become bus master asks [`isolation`] first.
 //!
 //! Invariant: what a function must not reach any more is forgotten by its IOMMU when the call returns. The lock is held for

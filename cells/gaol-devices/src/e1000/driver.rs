@@ -51,7 +51,7 @@ impl Model {
 pub enum Interrupts {
     /// Not at all: it is asked.
     None,
-    /// By its line or one message, which [`Controller::acknowledge`] answers.
+    /// By its line or one message, which [`acknowledge`] answers.
     LineOrMessage,
     /// By entry 0 of its MSI-X table.
     Table,

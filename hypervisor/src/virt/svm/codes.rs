@@ -321,7 +321,7 @@ mod tests {
                 (access.is_string, 1 << 2),
                 (access.is_repeated, 1 << 3),
                 // Some models tell these, others do not.
-                (access.port % 2 != 0, addresses | segment),
+                (!access.port.is_multiple_of(2), addresses | segment),
             ];
             let set = flags.iter().filter(|(is_set, _)| *is_set);
             let bits: u64 = set.map(|(_, bits)| bits).sum();
