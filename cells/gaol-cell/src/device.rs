@@ -1,6 +1,6 @@
 //! Registers of a device, as drivers see them.
 //!
-//! Invariant: nothing here touches hardware; on the target the registers are [`Mmio`](crate::mmio::Mmio), in tests a model of
+//! Invariant: nothing here touches hardware; on the target the registers are `Mmio`, in tests a model of
 //! the device.
 #![forbid(unsafe_code)]
 

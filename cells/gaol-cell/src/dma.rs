@@ -4,7 +4,7 @@
 //! ([`gaol_abi::communication::DmaHeader`]). [`Pool`] hands out pieces of it, each contiguous for the cell and for the
 //! device.
 //!
-//! Invariant: what a device may write to is never memory of Rust's: it lies above [`WINDOWS`](crate::WINDOWS), is accessed with
+//! Invariant: what a device may write to is never memory of Rust's: it lies above `WINDOWS`, is accessed with
 //! volatile reads and writes only, and is copied before anybody relies on it, since a device may change it at any time.
 
 use core::fmt;
