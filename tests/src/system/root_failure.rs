@@ -130,7 +130,10 @@ fn triple_fault(context: &mut Context) -> Result<()> {
 
 fn reset_port(context: &mut Context) -> Result<()> {
     start(context, SYSTEM)?;
-    // Not the CPU that the console's interrupts go to.
+    // Linux gives the console's interrupts to a CPU of its choice; without them it could not answer.
+    context.machine.check(
+        "irq=$(sed -n 's/^ *\\([0-9]*\\):.* ttyS0.*/\\1/p' /proc/interrupts) && echo 1 >/proc/irq/$irq/smp_affinity",
+    )?;
     later(
         context,
         "exec taskset 8 sh -c 'echo outb cf9 6 >/proc/gaol-test/poke'",
