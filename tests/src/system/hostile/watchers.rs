@@ -61,6 +61,17 @@ fn wait_rounds(context: &mut Context, wanted: u64) -> Result<()> {
     anyhow::bail!("the root's work does not come to round {wanted}")
 }
 
+/// Waits until the real-time cell has had so many ticks: an attack may be over sooner where they are rare.
+fn wait_ticks(context: &mut Context, wanted: u64) -> Result<()> {
+    for _ in 0..100 {
+        if ticks(context)?.ticks_done >= wanted {
+            return Ok(());
+        }
+        context.machine.check("sleep 0.3")?;
+    }
+    anyhow::bail!("the real-time cell does not come to {wanted} ticks")
+}
+
 fn start_work(context: &mut Context) -> Result<()> {
     context.machine.check("rm -f /tmp/work.*")?;
     context
@@ -102,6 +113,7 @@ pub(super) fn watch(
 
     wait_rounds(context, rounds_before + ROUNDS)?;
     end_work(context)?;
+    wait_ticks(context, ticks_before.ticks_done + TICKS)?;
     // The ticks are read last, so that those of all exits are among them.
     let exits_after = exits(context)?;
     let ticks_after = ticks(context)?;
