@@ -5,6 +5,7 @@ use std::vec::Vec;
 
 use iced_x86::{Code, Encoder, Instruction as Theirs, MemoryOperand, Register};
 
+use super::super::random::Random;
 use super::*;
 use oracle::{ENOUGH, MODES, check_decode, check_ends, check_length};
 
@@ -15,21 +16,7 @@ mod decoder {
 #[path = "decode_oracle.rs"]
 mod oracle;
 
-/// xorshift64*, so that every run tries the same bytes.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() >> 33) as usize % limit
-    }
-
     fn pick(&mut self, from: &[u8]) -> u8 {
         from[self.below(from.len())]
     }

@@ -5,23 +5,10 @@ use std::vec::Vec;
 
 use super::super::decode::{Mode, decode};
 use super::super::native::{Page, State};
+use super::super::random::Random;
 use super::*;
 
-/// xorshift64*, so that every run tries the same.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 33) % limit
-    }
-
     /// A number of those that come near to carries and signs.
     fn value(&mut self) -> u64 {
         let shifted = self.next() >> self.below(64);

@@ -20,6 +20,8 @@ mod native;
 mod opcodes;
 pub mod pci;
 pub mod port;
+#[cfg(test)]
+mod random;
 pub mod reset;
 pub mod root_failure;
 pub mod store;
