@@ -17,7 +17,6 @@ use gaol_abi::config::{
 };
 use gaol_abi::hypercall::Errno;
 use gaol_abi::outcome::Reason;
-use gaol_abi::public::IommuState;
 use gaol_config::CpuSet;
 use gaol_config::binary::SystemView;
 use spin::mutex::TicketMutex;
@@ -172,20 +171,7 @@ fn is_on() -> bool {
 fn with<R>(action: impl FnOnce(&mut Fleet) -> R) -> R {
     let mut fleet = FLEET.lock();
     let result = action(&mut fleet);
-    let figures = fleet.figures();
-    let state = IommuState {
-        units: figures.units,
-        remapping: figures.remapping,
-        failed: figures.failed,
-        functions: figures.functions,
-        entries: figures.entries,
-        entries_most: figures.entries_most,
-        overruled: figures.overruled,
-        domains: figures.domains,
-        faults: fleet.faults.count,
-        lost: fleet.faults.lost,
-    };
-    public::set_iommus(&state, &fleet.faults.devices);
+    public::set_iommus(&fleet.figures(), &fleet.faults.devices);
     result
 }
 

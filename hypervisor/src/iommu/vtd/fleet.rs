@@ -13,6 +13,7 @@ use gaol_abi::config::{
     IOMMU_INCLUDES_ALL, IOMMU_SOURCE_FUNCTION, IOMMU_SOURCE_RESERVED, IommuSource, IommuUnit,
     MAX_IOMMUS,
 };
+use gaol_abi::public::IommuState;
 
 use super::definitions::{
     DomainId, EXTENDED_INTERRUPT_MODE, InterruptHigh, InvalidationDescriptor, Kind, SourceId,
@@ -341,27 +342,6 @@ pub struct Remapped {
     pub address: u32,
     /// The data.
     pub data: u16,
-}
-
-/// The figures that tell whether something was lost.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Figures {
-    /// Units.
-    pub units: u32,
-    /// Units that remap interrupts.
-    pub remapping: u32,
-    /// Units that have failed.
-    pub failed: u32,
-    /// Functions of cells.
-    pub functions: u32,
-    /// Interrupt entries of cells.
-    pub entries: u32,
-    /// Interrupt entries that cells could have.
-    pub entries_most: u32,
-    /// Entries of the root's that were overruled.
-    pub overruled: u32,
-    /// Domains of cells.
-    pub domains: u32,
 }
 
 impl Fleet {
@@ -1154,13 +1134,15 @@ impl Fleet {
         self.faults.mark_quarantined(segment, source);
     }
 
-    /// What is in use.
+    /// What is in use, and what was stopped.
     #[must_use]
-    pub fn figures(&self) -> Figures {
-        let mut figures = Figures {
+    pub fn figures(&self) -> IommuState {
+        let mut figures = IommuState {
             functions: self.claimed.iter().flatten().count() as u32,
             domains: self.domains.iter().flatten().count() as u32,
-            ..Figures::default()
+            faults: self.faults.count,
+            lost: self.faults.lost,
+            ..IommuState::default()
         };
         for driven in self.driven.iter().flatten() {
             figures.units = figures.units.saturating_add(1);
