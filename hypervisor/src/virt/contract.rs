@@ -73,6 +73,10 @@ pub enum Exit {
     Unknown,
 }
 
+/// Exceptions that exit as [`Exit::Exception`], bit n for vector n. #DB and #AC: a guest whose handler of one raises the same
+/// again would never reach an instruction boundary, so that no NMI could stop it (CVE-2015-5307, CVE-2015-8104).
+pub const EXITING_EXCEPTIONS: u32 = (1 << 1) | (1 << 17);
+
 /// Instructions whose exits are served at the first look. Their length is known without a look at the bytes, but for
 /// prefixes that do nothing, which a processor without NRIP save does not report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,13 +21,9 @@ use crate::memory::address::HostPhysical;
 use crate::memory::page_table::Npt;
 use crate::processor::descriptor::SegmentRegister;
 use crate::processor::{self, cr0, cr4, fixup, msr, read_cr0, read_cr4, read_msr, write_msr};
-use crate::virt::contract::{Confinement, GuestState, Regions, Virtualization};
+use crate::virt::contract::{Confinement, EXITING_EXCEPTIONS, GuestState, Regions, Virtualization};
 use crate::virt::entry::Frame;
 use crate::virt::state::{PAT_RESET, State};
-
-/// #DB and #AC exit: a guest whose handler of one raises the same again would never reach an instruction boundary, so
-/// that no NMI could stop it (CVE-2015-5307, CVE-2015-8104).
-const EXCEPTIONS: u32 = 1 << 1 | 1 << 17;
 
 /// What exits of every guest. A shutdown is caught, so a machine check that finds CR4.MCE clear costs the guest its CPU and
 /// nobody else the machine.
@@ -144,7 +140,7 @@ impl Virtualization for Svm {
             0
         };
         block.control_registers.set(control_registers);
-        block.exceptions.set(EXCEPTIONS);
+        block.exceptions.set(EXITING_EXCEPTIONS);
         block.intercepts3.set(ALWAYS3.bits());
         block.intercepts4.set(ALWAYS4.bits());
         block.own.flush.set(features.flush);

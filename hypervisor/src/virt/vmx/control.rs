@@ -21,16 +21,12 @@ use crate::memory::page_table::Ept;
 use crate::processor::descriptor::SegmentRegister;
 use crate::processor::tables::{CODE_SELECTOR, DescriptorTables, TASK_SELECTOR};
 use crate::processor::{self, cr0, cr4, msr, read_cr0, read_cr4, read_msr};
-use crate::virt::contract::{Confinement, GuestState, Regions, Virtualization};
+use crate::virt::contract::{Confinement, EXITING_EXCEPTIONS, GuestState, Regions, Virtualization};
 use crate::virt::entry::{Frame, HOST_STACK};
 use crate::virt::state::{PAT_RESET, State};
 
 /// Bits of CR0 that the guest sees only in the shadow: a real CD would make its EPT accesses uncached, NE must be 1.
 const CR0_HOST_OWNED: u64 = cr0::NE | cr0::NW | cr0::CD;
-
-/// #DB and #AC exit: a guest whose handler of one raises the same again would never reach an instruction boundary, so
-/// that no NMI could stop it (CVE-2015-5307, CVE-2015-8104).
-const EXCEPTIONS: u64 = (1 << 1) | (1 << 17);
 
 /// Bits of CR4 that are 1 whatever the guest writes, which it sees in the shadow only: those that VMX demands, and MCE. A
 /// machine check that finds MCE clear shuts the whole machine down.
@@ -108,7 +104,7 @@ impl Virtualization for Vmx {
             (Field::SecondaryControls, u64::from(controls.secondary)),
             (Field::ExitControls, u64::from(controls.exit)),
             (Field::EntryControls, u64::from(controls.entry)),
-            (Field::ExceptionBitmap, EXCEPTIONS),
+            (Field::ExceptionBitmap, u64::from(EXITING_EXCEPTIONS)),
             (Field::PageFaultErrorCodeMask, 0),
             (Field::PageFaultErrorCodeMatch, 0),
             (Field::Cr3TargetCount, 0),
