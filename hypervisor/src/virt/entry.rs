@@ -34,6 +34,64 @@ const _: () = assert!(size_of::<Frame>() == 120);
 /// What RSP is at an exit: with the frame pushed, a call leaves the stack aligned as functions expect it.
 pub const HOST_STACK: u64 = private::STACK_END - 8;
 
+/// Assembly of both vendors: pushes the registers of a frame between RAX and the last five.
+macro_rules! push_behind_rax {
+    () => {
+        concat!(
+            "push r11\n",
+            "push r10\n",
+            "push r9\n",
+            "push r8\n",
+            "push rdi\n",
+            "push rsi\n",
+            "push rbx\n",
+            "push rdx\n",
+            "push rcx\n",
+        )
+    };
+}
+/// Assembly of both vendors: takes back what [`push_behind_rax`] has pushed.
+macro_rules! pop_behind_rax {
+    () => {
+        concat!(
+            "pop rcx\n",
+            "pop rdx\n",
+            "pop rbx\n",
+            "pop rsi\n",
+            "pop rdi\n",
+            "pop r8\n",
+            "pop r9\n",
+            "pop r10\n",
+            "pop r11\n",
+        )
+    };
+}
+/// Assembly of both vendors: adds the last five registers to a frame at RSP.
+macro_rules! save_last_five {
+    () => {
+        concat!(
+            "mov [rsp + 80], rbp\n",
+            "mov [rsp + 88], r12\n",
+            "mov [rsp + 96], r13\n",
+            "mov [rsp + 104], r14\n",
+            "mov [rsp + 112], r15\n",
+        )
+    };
+}
+/// Assembly of both vendors: pops the last five registers of a frame.
+macro_rules! pop_last_five {
+    () => {
+        concat!(
+            "pop rbp\n",
+            "pop r12\n",
+            "pop r13\n",
+            "pop r14\n",
+            "pop r15\n",
+        )
+    };
+}
+pub(super) use {pop_behind_rax, pop_last_five, push_behind_rax, save_last_five};
+
 /// Gives up whatever runs on this CPU, with its stack down to the frame of the last exit, and goes on in
 /// [`crate::cpu::recovery::resume`] and from there into the guest.
 #[unsafe(naked)]

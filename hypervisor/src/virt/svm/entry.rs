@@ -17,7 +17,9 @@ use super::control_block::{Clean, ControlBlock};
 use super::instructions::{HALT_OFFSET, wait};
 use crate::cpu::{PRIVATE_BASE, PerCpu, TABLES_AT, private};
 use crate::processor::tables::{DescriptorTables, TASK_SELECTOR};
-use crate::virt::entry::{Frame, HOST_STACK};
+use crate::virt::entry::{
+    Frame, HOST_STACK, pop_behind_rax, pop_last_five, push_behind_rax, save_last_five,
+};
 use crate::virt::exit::EVENTS;
 
 const BLOCK: i64 = private::CONTROL_BLOCK as i64;
@@ -34,15 +36,7 @@ const NOTES: usize = offset_of!(ControlBlock, own);
 #[unsafe(naked)]
 pub extern "sysv64" fn vm_exit() {
     naked_asm!(
-        "push r11",
-        "push r10",
-        "push r9",
-        "push r8",
-        "push rdi",
-        "push rsi",
-        "push rbx",
-        "push rdx",
-        "push rcx",
+        push_behind_rax!(),
         "push qword ptr [{block} + {rax}]",
         "mov rdi, {private}",
         "mov rsi, rsp",
@@ -50,15 +44,7 @@ pub extern "sysv64" fn vm_exit() {
         "test eax, eax",
         "jnz 2f",
         "pop qword ptr [{block} + {rax}]",
-        "pop rcx",
-        "pop rdx",
-        "pop rbx",
-        "pop rsi",
-        "pop rdi",
-        "pop r8",
-        "pop r9",
-        "pop r10",
-        "pop r11",
+        pop_behind_rax!(),
         "mov rax, qword ptr [{private} + {physical}]",
         "vmrun rax",
         "jmp {vm_exit}",
@@ -70,11 +56,7 @@ pub extern "sysv64" fn vm_exit() {
         "and byte ptr [{task_type}], 0xfd",
         "mov ecx, {task}",
         "ltr cx",
-        "mov [rsp + 80], rbp",
-        "mov [rsp + 88], r12",
-        "mov [rsp + 96], r13",
-        "mov [rsp + 104], r14",
-        "mov [rsp + 112], r15",
+        save_last_five!(),
         "mov rdi, {private}",
         "mov rsi, rsp",
         "call {slow}",
@@ -107,20 +89,8 @@ pub unsafe extern "sysv64" fn enter(frame: *const Frame, parked: u32) -> ! {
         "test esi, esi",
         "jnz 2f",
         "pop qword ptr [{block} + {rax}]",
-        "pop rcx",
-        "pop rdx",
-        "pop rbx",
-        "pop rsi",
-        "pop rdi",
-        "pop r8",
-        "pop r9",
-        "pop r10",
-        "pop r11",
-        "pop rbp",
-        "pop r12",
-        "pop r13",
-        "pop r14",
-        "pop r15",
+        pop_behind_rax!(),
+        pop_last_five!(),
         // An exit finds the stack as it is here, with room for the five that the first look leaves out.
         "mov rsp, {stack}",
         "mov rax, qword ptr [{private} + {physical}]",
