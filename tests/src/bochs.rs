@@ -40,8 +40,7 @@ pub(crate) fn command(
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     };
     write(CONFIGURATION, configuration(spec, geometry, port, wire))?;
-    // Debian's Bochs stops in its debugger first.
-    write(DEBUGGER_COMMANDS, "c\n".to_owned())?;
+    write(DEBUGGER_COMMANDS, debugger_commands(spec.cpus))?;
     let output = fs::File::create(directory.join("bochs.out"))?;
     // Ended by the kernel when this process dies, however it does.
     let mut command = Command::new("setpriv");
@@ -53,6 +52,18 @@ pub(crate) fn command(
         .stdout(output.try_clone()?)
         .stderr(output);
     Ok(command)
+}
+
+/// Debian's Bochs stops in its debugger first; and again when it gets SIGINT. Then it tells where each CPU is.
+fn debugger_commands(cpus: u32) -> String {
+    let mut text = "c\n".to_owned();
+    for cpu in 0..cpus {
+        text.push_str(&format!(
+            "set $cpu = {cpu}\nr\nsreg\ncreg\nu /8\nprint-stack 24\n"
+        ));
+    }
+    text.push_str("q\n");
+    text
 }
 
 fn configuration(spec: &Spec, geometry: Geometry, port: u16, wire: Option<&Link>) -> String {
@@ -106,6 +117,13 @@ info: action={verbosity}
 mod tests {
     use super::*;
     use crate::machine::Platform;
+
+    #[test]
+    fn the_debugger_shows_every_cpu_when_it_is_stopped() {
+        let commands = debugger_commands(2);
+        assert!(commands.starts_with("c\nset $cpu = 0\n") && commands.ends_with("\nq\n"));
+        assert!(commands.contains("set $cpu = 1\n") && !commands.contains("= 2"));
+    }
 
     #[test]
     fn the_configuration_describes_the_machine() {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use gaol_abi::image::Vendor;
 use gaol_wire::Link;
+use rustix::process::{Pid, Signal};
 
 use crate::artefacts;
 use crate::bochs;
@@ -278,6 +279,7 @@ impl Spec {
 
 /// A running machine.
 pub struct Machine {
+    platform: Platform,
     emulator: Emulator,
     console: Console,
     directory: PathBuf,
@@ -309,6 +311,7 @@ impl Machine {
         let (emulator, stream) = start(command, &directory)?;
         let console = Console::new(stream, &directory.join("console.log"));
         let mut machine = Self {
+            platform: spec.platform,
             emulator,
             console: console?,
             directory,
@@ -418,6 +421,26 @@ impl Machine {
     /// Whether a CPU had a triple fault that the emulator tells of; some end then without another word.
     pub fn had_triple_fault(&self) -> bool {
         self.emulator_log().contains(qemu::TRIPLE_FAULT)
+    }
+
+    /// Ends a machine that failed a test; Bochs first writes to its log where each CPU was. Returns whether it has.
+    pub fn end_with_state(&mut self) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(20);
+        if self.platform != Platform::Bochs || !matches!(self.emulator.0.try_wait(), Ok(None)) {
+            return false;
+        }
+        let process = Pid::from_child(&self.emulator.0);
+        if rustix::process::kill_process(process, Signal::INT).is_err() {
+            return false;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Ok(Some(_)) = self.emulator.0.try_wait() {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        false
     }
 
     /// Its console, for waits that [`Machine::run`] does not cover.

@@ -312,6 +312,11 @@ fn describe(error: anyhow::Error, machine: &mut Machine) -> anyhow::Error {
     } else {
         "the machine is lost"
     };
+    let alive = if machine.end_with_state() {
+        format!("{alive}, its CPUs' state is at the end of bochs.out")
+    } else {
+        alive.to_owned()
+    };
     let log = machine.hypervisor_log();
     let lines: Vec<&str> = log.lines().collect();
     let mut tail = lines[lines.len().saturating_sub(8)..].join("\n    ");
