@@ -1,14 +1,15 @@
 //! The console: a ring that the root reads, and a 16550.
 //!
 //! Characters go into the ring without a lock: a writer takes the next place and then fills it, so no guest can delay
-//! another by printing. Text is put together at launch and when something is wrong, by [`Line`].
+//! another by printing. Text is put together at launch and when something is wrong, by [`Line`], which has a line of its own:
+//! meanwhile characters of guests wait for its [`Turn`], but never longer than a few milliseconds.
 
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 use gaol_abi::public::{RING_OFFSET, RING_TEXT, RING_TEXT_OFFSET};
 
 use crate::launch::parameters;
-use crate::processor::{port_read, port_write};
+use crate::processor::{self, port_read, port_write};
 
 /// First port of the UART, 0 for none.
 static UART: AtomicU16 = AtomicU16::new(0);
@@ -82,8 +83,14 @@ fn put_uart(byte: u8) {
     }
 }
 
-/// Puts one character on the console.
+/// Puts one character of a guest on the console.
 pub fn put(byte: u8) {
+    TURN.wait(processor::pause);
+    write(byte);
+}
+
+fn write(byte: u8) {
+    IS_LINE_BEGUN.store(byte != b'\n', Ordering::Relaxed);
     let ring = parameters::public_base().wrapping_add(RING_OFFSET);
     // SAFETY: the ring's header is an aligned u64 in the public pages, only accessed atomically.
     let written = unsafe { AtomicU64::from_ptr(ring as *mut u64) };
@@ -101,6 +108,45 @@ pub fn put(byte: u8) {
     put_uart(byte);
 }
 
+/// Who may write. It is free, or the hypervisor has it for a line; whoever has waited for long takes it for given up, since
+/// a CPU that fails while it writes gives nothing back.
+#[derive(Debug)]
+struct Turn(AtomicBool);
+
+static TURN: Turn = Turn(AtomicBool::new(false));
+/// Whether the last character written was another than the end of a line.
+static IS_LINE_BEGUN: AtomicBool = AtomicBool::new(false);
+
+/// How often a writer looks whether the turn is free: for some ten milliseconds, more than a line takes at 115200 baud.
+const TURN_PATIENCE: u32 = 1_000_000;
+
+impl Turn {
+    /// Waits until nobody has it, with `pause` between two looks.
+    fn wait(&self, pause: impl Fn()) {
+        for _ in 0..TURN_PATIENCE {
+            if !self.0.load(Ordering::Acquire) {
+                return;
+            }
+            pause();
+        }
+        self.give_back();
+    }
+
+    /// Waits until nobody has it, and takes it.
+    fn take(&self, pause: impl Fn()) {
+        for _ in 0..TURN_PATIENCE {
+            if !self.0.swap(true, Ordering::AcqRel) {
+                return;
+            }
+            pause();
+        }
+    }
+
+    fn give_back(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
 /// A line of text, put together piece by piece and ended by [`Self::end`].
 ///
 /// In place of `core::fmt`, which holds calls of panic functions and calls by pointer, and is larger than all texts that
@@ -109,35 +155,40 @@ pub fn put(byte: u8) {
 #[must_use = "a line is ended by `end`"]
 pub struct Line(());
 
-/// Starts a line.
+/// Starts a line, behind the one that a guest may have begun.
 pub fn line() -> Line {
+    TURN.take(processor::pause);
+    if IS_LINE_BEGUN.load(Ordering::Relaxed) {
+        write(b'\n');
+    }
     Line(())
 }
 
 impl Line {
     /// Adds text.
     pub fn text(self, text: &str) -> Self {
-        text.bytes().for_each(put);
+        text.bytes().for_each(write);
         self
     }
 
     /// Adds a decimal number.
     pub fn number(self, value: u64) -> Self {
-        digits(value, 10, &mut put);
+        digits(value, 10, &mut write);
         self
     }
 
     /// Adds a hexadecimal number with its prefix.
     pub fn hexadecimal(self, value: u64) -> Self {
-        put(b'0');
-        put(b'x');
-        digits(value, 16, &mut put);
+        write(b'0');
+        write(b'x');
+        digits(value, 16, &mut write);
         self
     }
 
     /// Ends the line.
     pub fn end(self) {
-        put(b'\n');
+        write(b'\n');
+        TURN.give_back();
     }
 }
 
@@ -165,6 +216,8 @@ fn digits(value: u64, base: u64, put: &mut impl FnMut(u8)) {
 
 #[cfg(test)]
 mod tests {
+    use core::cell::Cell;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -173,6 +226,33 @@ mod tests {
         let mut text = String::new();
         digits(value, base, &mut |digit| text.push(char::from(digit)));
         text
+    }
+
+    #[test]
+    fn a_character_waits_for_the_end_of_a_line() {
+        let turn = Turn(AtomicBool::new(false));
+        turn.take(|| panic!("it is free"));
+        let looks = Cell::new(0);
+        turn.wait(|| {
+            looks.set(looks.get() + 1);
+            if looks.get() == 3 {
+                turn.give_back();
+            }
+        });
+        assert_eq!(looks.get(), 3);
+        turn.wait(|| panic!("it is free"));
+    }
+
+    #[test]
+    fn what_a_lost_cpu_has_is_taken_for_given_up() {
+        let turn = Turn(AtomicBool::new(false));
+        turn.take(|| {});
+        turn.wait(|| {});
+        turn.take(|| panic!("it was given up"));
+        // Another line does not wait for ever, either.
+        turn.take(|| {});
+        turn.give_back();
+        turn.wait(|| panic!("it is free"));
     }
 
     proptest! {
