@@ -171,8 +171,23 @@ fn is_on() -> bool {
 fn with<R>(action: impl FnOnce(&mut Fleet) -> R) -> R {
     let mut fleet = FLEET.lock();
     let result = action(&mut fleet);
-    public::set_iommus(&fleet.figures(), &fleet.faults.devices);
+    publish(&fleet);
     result
+}
+
+/// Runs `action`, which changes nobody's functions or memory, in an exit: publishes only when there was trouble.
+fn look<R>(action: impl FnOnce(&mut Fleet) -> R) -> R {
+    let mut fleet = FLEET.lock();
+    let before = fleet.troubles();
+    let result = action(&mut fleet);
+    if fleet.troubles() != before {
+        publish(&fleet);
+    }
+    result
+}
+
+fn publish(fleet: &Fleet) {
+    public::set_iommus(&fleet.figures(), &fleet.faults.devices);
 }
 
 const ALL: Processors = Processors(CpuSet::EMPTY);
@@ -442,7 +457,7 @@ pub fn remap(
         return message;
     }
     let interrupt = message.map(|message| message.receiver());
-    let remapped = with(|fleet| {
+    let remapped = look(|fleet| {
         let hands = Hands(Some(windows));
         fleet.remap(&hands, &LinearTables, function, (number, order), interrupt)
     });
@@ -458,7 +473,7 @@ pub fn remap(
 /// Reads a register of a unit as the root sees it.
 #[must_use]
 pub fn read(windows: Windows, unit: u8, offset: u64, width: u8) -> u64 {
-    with(|fleet| {
+    look(|fleet| {
         let hands = Hands(Some(windows));
         fleet.read(&hands, &LinearTables, unit.into(), offset, width)
     })
@@ -466,7 +481,7 @@ pub fn read(windows: Windows, unit: u8, offset: u64, width: u8) -> u64 {
 
 /// Writes a register of a unit as the root may.
 pub fn write(windows: Windows, unit: u8, at: (u64, u8), value: u64) {
-    with(|fleet| {
+    look(|fleet| {
         let hands = Hands(Some(windows));
         fleet.write(&hands, &LinearTables, unit.into(), at, value, &ALL);
     });
@@ -475,6 +490,6 @@ pub fn write(windows: Windows, unit: u8, at: (u64, u8), value: u64) {
 /// Takes what the units have recorded of faults.
 pub fn poll(windows: Windows) {
     if is_on() {
-        with(|fleet| fleet.poll(&Hands(Some(windows)), &LinearTables));
+        look(|fleet| fleet.poll(&Hands(Some(windows)), &LinearTables));
     }
 }

@@ -216,6 +216,19 @@ impl Fleet {
         }
     }
 
+    /// What grows when devices, the root or the units do what they should not: faults, those lost, what the root was
+    /// overruled in, units that have failed. While it stays, so do [`Self::figures`], but for what the callers of
+    /// [`Self::claim`] and its kin change.
+    #[must_use]
+    pub fn troubles(&self) -> [u64; 4] {
+        let (mut overruled, mut failed) = (0u64, 0u64);
+        for driven in self.driven.iter().flatten() {
+            overruled = overruled.wrapping_add(driven.overruled.into());
+            failed = failed.wrapping_add(u64::from(!driven.unit.works()));
+        }
+        [self.faults.count, self.faults.lost, overruled, failed]
+    }
+
     /// What is in use, and what was stopped.
     #[must_use]
     pub fn figures(&self) -> IommuState {
