@@ -20,6 +20,8 @@
  * /proc/gaol-test/remains "fill <cpu> <pattern>" written: when that CPU goes offline next, the pattern is left in its
  *                         registers. A read tells in how many vector registers it was found when the CPU came online
  *                         since then (or since "look <cpu> <pattern>"), and how many were looked at.
+ *
+ * Linux does not start the CPU whose number is in the parameter held_cpu.
  */
 #include <linux/cpu.h>
 #include <linux/cpuhotplug.h>
@@ -688,6 +690,17 @@ static const struct proc_ops remains_operations = {
 	.proc_write = remains_write,
 };
 
+static int held_cpu = -1;
+module_param(held_cpu, int, 0600);
+MODULE_PARM_DESC(held_cpu, "A CPU that Linux does not start");
+
+static int held_state;
+
+static int refuse_held(unsigned int cpu)
+{
+	return cpu == READ_ONCE(held_cpu) ? -EAGAIN : 0;
+}
+
 static struct proc_dir_entry *directory;
 
 /*
@@ -725,8 +738,13 @@ static int __init test_init(void)
 	    proc_create("remains", 0600, directory, &remains_operations)) {
 		remains_state = cpuhp_setup_state_nocalls(CPUHP_AP_ONLINE_DYN, "gaol-test:remains", look_at_registers,
 							  fill_registers);
-		if (remains_state > 0)
+		held_state = cpuhp_setup_state_nocalls(CPUHP_BP_PREPARE_DYN, "gaol-test:held", refuse_held, NULL);
+		if (remains_state > 0 && held_state > 0)
 			return 0;
+		if (remains_state > 0)
+			cpuhp_remove_state_nocalls(remains_state);
+		if (held_state > 0)
+			cpuhp_remove_state_nocalls(held_state);
 	}
 	proc_remove(directory);
 	kvfree(hoard);
@@ -739,6 +757,7 @@ static void __exit test_exit(void)
 {
 	proc_remove(directory);
 	cpuhp_remove_state_nocalls(remains_state);
+	cpuhp_remove_state_nocalls(held_state);
 	release_hoard();
 	kvfree(hoard);
 	stop_nmis();

@@ -33,6 +33,10 @@ pub(super) const GROUP: Group = Group {
             run: cell_cpu_comes_back,
         },
         Check {
+            name: "a-cpu-that-linux-does-not-take-back-waits",
+            run: cpu_waits,
+        },
+        Check {
             name: "a-cell-of-a-cpu-that-linux-took-offline-is-refused",
             run: cell_of_offline_cpu,
         },
@@ -108,6 +112,40 @@ fn cell_cpu_comes_back(context: &mut Context) -> Result<()> {
     context.machine.linux_is_well(CPUS)?;
     // Its timer and its interrupts work: a sleep on it ends.
     context.machine.check("taskset 4 sleep 0.2")?;
+    context.disable()
+}
+
+/// It waits to be started, whatever wakes it meanwhile: a CPU that ran from its reset vector would do to the machine what
+/// firmware does first. Firmware's first exception leads here to code that leaves a mark.
+fn cpu_waits(context: &mut Context) -> Result<()> {
+    const HELD: &str = "/sys/module/gaol_test/parameters/held_cpu";
+    const POKE: &str = "/proc/gaol-test/poke";
+    /// Below 4 KiB, where Linux keeps nothing: `lock inc word [cs:0x6f0]` and `iret`.
+    const CODE: u32 = 0x600;
+    const INSTRUCTIONS: u64 = 0x00cf_06f0_06ff_2ef0;
+    const MARK: u32 = 0x6f0;
+    context.enable()?;
+    context.start_cell("hello", "every=200ms")?;
+    for (address, value) in [(CODE, INSTRUCTIONS), (MARK, 0)] {
+        context.poke(&format!("w64 {address:x} {value:x}"))?;
+    }
+    context.machine.check(&format!(
+        "for vector in $(seq 0 255); do printf 'w32 %x {CODE:x}' $((4 * vector)) >{POKE} || exit 1; done"
+    ))?;
+    context.machine.check(&format!("echo 2 >{HELD}"))?;
+    context
+        .machine
+        .refused("cell destroy hello", "could not bring CPU 2 back")?;
+    // Each of these has all CPUs of the root drop translations.
+    for _ in 0..2 {
+        context.machine.gaol("cell create latency.toml")?;
+        context.machine.gaol("cell destroy latency")?;
+        context.machine.linux_is_well(CPUS - 1)?;
+    }
+    context.machine.check("sleep 1")?;
+    let mark = context.poke(&format!("r16 {MARK:x}"))?;
+    ensure!(mark == Some(0), "CPU 2 has run: {mark:x?}");
+    context.machine.check(&format!("echo -1 >{HELD}"))?;
     context.disable()
 }
 

@@ -63,6 +63,7 @@ impl Virtualization for Vmx {
             loaded: 0,
             pin_with_timer: controls.pin | PinBased::PREEMPTION_TIMER.bits(),
             needs_launch: true,
+            parked: false,
             controls,
             vmxon: regions.host,
             control_block: regions.control_block,
@@ -194,6 +195,7 @@ impl Virtualization for Vmx {
         for register in SegmentRegister::ALL {
             write_segment(register, &state.segment(register));
         }
+        self.parked = state.is_parked;
         let [sysenter_cs, sysenter_esp, sysenter_eip] = state.sysenter;
         for (field, value) in [
             (Field::GuestGdtrBase, state.gdtr.base),
@@ -250,7 +252,7 @@ impl Virtualization for Vmx {
             rip: guest.rip(),
             rsp: guest.rsp(),
             rflags: guest.rflags(),
-            is_parked: read(Field::GuestActivity) == ACTIVITY_HLT,
+            is_parked: self.parked,
         }
     }
 
@@ -301,6 +303,9 @@ impl Virtualization for Vmx {
     }
 
     fn next_entry(&mut self) -> u32 {
+        if self.parked {
+            write(Field::GuestActivity, ACTIVITY_HLT);
+        }
         u32::from(core::mem::replace(&mut self.needs_launch, false))
     }
 

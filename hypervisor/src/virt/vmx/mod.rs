@@ -24,6 +24,9 @@ pub struct Vmx {
     pin_with_timer: u32,
     /// The next VM entry is the first one with this VMCS since VMCLEAR.
     needs_launch: bool,
+    /// The guest halts, and no exit is to end that. (Hardware saves the state that an NMI has found, Bochs the one behind its
+    /// delivery: the guest would run from its reset vector.)
+    parked: bool,
     /// The controls, the same for all guests.
     controls: Controls,
     /// The VMXON region.
