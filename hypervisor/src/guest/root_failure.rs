@@ -18,6 +18,7 @@ use crate::processor::{self, halt_for_ever, time_stamp};
 use crate::set_once::SetOnce;
 use crate::system;
 use crate::trace::{console, public};
+use crate::virt::contract::GuestState;
 use crate::virt::entry::Frame;
 
 const ROOT: u32 = 0;
@@ -144,21 +145,28 @@ fn stop(
 ) -> Option<Verdict> {
     let parks = GUARD.get().is_some_and(|guard| guard.continues) && a_cell_runs();
     record(cpu, kind, address, parks);
-    if !parks {
-        return None;
-    }
-    fault::record(cpu, frame, address);
     // Nothing of Linux runs on this CPU any more: there is time for a line.
-    console::line()
+    let line = console::line()
         .text("Gaol: CPU ")
         .number(u64::from(cpu.index))
         .text(match kind {
             RootFailureKind::TripleFault => ": Linux has a triple fault",
             RootFailureKind::Sleep => ": Linux turns the machine off",
             _ => ": Linux resets the machine",
-        })
-        .text(": this CPU is parked, the cells run on")
-        .end();
+        });
+    if !parks {
+        // All that is left of it behind a reset.
+        line.text(", which it may, at RIP ")
+            .hexadecimal(cpu.guest.rip())
+            .text(", CR0 ")
+            .hexadecimal(cpu.guest.cr0())
+            .text(", CR3 ")
+            .hexadecimal(cpu.guest.cr3())
+            .end();
+        return None;
+    }
+    line.text(": this CPU is parked, the cells run on").end();
+    fault::record(cpu, frame, address);
     events::park(cpu, frame, Activity::Failed);
     Some(Verdict::Resume)
 }

@@ -173,5 +173,11 @@ fn no_cell(context: &mut Context) -> Result<()> {
     start(context, SYSTEM)?;
     context.machine.gaol("cell shutdown hello")?;
     later(context, "echo outb 64 fe >/proc/gaol-test/poke")?;
-    was_reset(context)
+    was_reset(context)?;
+    let log = context.machine.hypervisor_log();
+    ensure!(
+        log.contains(": Linux resets the machine, which it may, at RIP 0xffffffff"),
+        "the hypervisor's last words do not say who reset the machine: {log}"
+    );
+    Ok(())
 }
