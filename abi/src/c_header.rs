@@ -311,6 +311,7 @@ constants! {
         IOMMU_SOURCE_RESERVED,
         CHECKSUM_OFFSET, SYSTEM_STRICT_ROOT, SYSTEM_DESCRIBES_MACHINE, RANGE_RAM, RANGE_IO_APIC,
         RANGE_PCI_CONFIGURATION, RANGE_IOMMU, RANGE_RESERVED_DMA, MACHINE_CPU_SMIS, MACHINE_DEVICE_BRIDGE,
+        MACHINE_DEVICE_SHARES_REQUESTER, MACHINE_DEVICE_ALL_FLAGS,
         MACHINE_BAR_PORTS, MACHINE_BAR_64, MACHINE_BAR_PREFETCHABLE, VIOLATION_PARK_CPU, VIOLATION_PARK_CELL,
         WATCHDOG_RECORD, WATCHDOG_RESTART, WATCHDOG_HALT, ROOT_FAILURE_CONTINUE, ROOT_FAILURE_RESET, CONSOLE_NONE, CONSOLE_UART_PORT, CELL_CONSOLE, CELL_PASSIVE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_UNPROTECTED_DMA, DEVICE_NO_MASTER, DEVICE_ALL_FLAGS, MEMORY_READ,
         MEMORY_WRITE, MEMORY_EXECUTE, MEMORY_DMA, MEMORY_DEVICE, MEMORY_COMMUNICATION, MEMORY_LOADABLE,
@@ -388,7 +389,7 @@ enumerations! {
         MemoryIsIommus, MemoryIsReservedDma, DmaOutsideMemory, MemoryIsDevices, SharedRegionDiffers, Unsupported,
         OtherMachine, MachineInvalid, MemoryUnknown, RestartTooLarge, HypervisorFault,
         TooManyDevices, DeviceDiffers, DeviceStuck, UnprotectedDma, DeviceNotTaken, DeviceGone,
-        IommuInUse, IommuCapability, IommuStuck, IommuSources, DeviceHasReservedDma, IommuFull,
+        IommuInUse, IommuCapability, IommuStuck, IommuSources, DeviceHasReservedDma, IommuFull, DeviceSharesRequester,
     }
     communication::CellState { Running, RunningLocked, ShutDown, Failed, FailedRevision }
     communication::Message { None, ShutdownRequest, ReconfigCompleted }

@@ -180,6 +180,10 @@ pub struct MachineCpu {
 
 /// The function is a bridge: the root's alone.
 pub const MACHINE_DEVICE_BRIDGE: u16 = 1;
+/// The function is behind a bridge to conventional PCI, which may speak in its place: an IOMMU can't tell it from others.
+pub const MACHINE_DEVICE_SHARES_REQUESTER: u16 = 2;
+/// Flags of functions that exist.
+pub const MACHINE_DEVICE_ALL_FLAGS: u16 = MACHINE_DEVICE_BRIDGE | MACHINE_DEVICE_SHARES_REQUESTER;
 
 /// A PCI function of the machine.
 #[repr(C)]

@@ -440,6 +440,12 @@ fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
             ),
             "Write `bus-master = false` below it if the cell uses its registers only, or `unprotected-dma = true` for the cell if you trust it with the whole machine.",
         ),
+        Reason::DeviceSharesRequester => words(
+            format!(
+                "PCI function {function} is behind a bridge to conventional PCI: the IOMMU takes its DMA for the bridge's, which is the root cell's"
+            ),
+            "Put the card into a slot of PCI Express, or write `bus-master = false` below it if the cell uses its registers only.",
+        ),
         Reason::DeviceNotTaken => words(
             format!("Linux does not let go of PCI function {function}"),
             "The kernel's log says why (dmesg): it may be in use, for the root file system for instance.",

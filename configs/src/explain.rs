@@ -119,6 +119,7 @@ impl Explainer<'_> {
             | Reason::DeviceOwned
             | Reason::DeviceIsBridge
             | Reason::UnprotectedDma
+            | Reason::DeviceSharesRequester
             | Reason::VectorBudget => self.device(),
             Reason::DeviceGroupSplit => self.split_group(),
             Reason::InterruptUnknown | Reason::InterruptOwned | Reason::InterruptInUse => {

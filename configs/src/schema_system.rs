@@ -255,6 +255,10 @@ pub struct FunctionTable {
     /// Whether it is a bridge, which stays with the root cell.
     #[serde(default)]
     pub bridge: bool,
+    /// Whether a bridge to conventional PCI is on its way to the root complex, so that no IOMMU can tell it from others: no
+    /// cell gets it where an IOMMU is.
+    #[serde(default)]
+    pub shares_requester_id: bool,
     /// Interrupt vectors of its MSI capability; none by default.
     #[schemars(with = "Option<Number>")]
     pub msi: Option<Spanned<Number>>,

@@ -207,6 +207,32 @@ impl Pci {
         })
     }
 
+    /// The bridge that may speak for a function, since conventional PCI is somewhere on the way from it to the root complex;
+    /// of several the one nearest to the root complex, whose name is what arrives there. None where all on the way are
+    /// ports of PCI Express: these pass on who speaks.
+    ///
+    /// VT-d specification, "Source Identifier"; PCI Express to PCI/PCI-X Bridge specification, "Transaction Ownership".
+    #[must_use]
+    pub fn speaker(&self, address: Address) -> Option<&Function> {
+        let mut speaker = None;
+        let mut at = address;
+        while let Some(bridge) = self.parent(at) {
+            let is_port = matches!(
+                bridge.capabilities.express,
+                Some(PortKind::RootPort | PortKind::UpstreamPort | PortKind::DownstreamPort)
+            );
+            if !is_port {
+                speaker = Some(bridge);
+            }
+            // Each step goes to a bus that is numbered lower, else the numbers make no sense.
+            if bridge.address.bus >= at.bus {
+                break;
+            }
+            at = bridge.address;
+        }
+        speaker
+    }
+
     /// The members of a group, by address.
     pub fn group(&self, group: u32) -> impl Iterator<Item = &Function> {
         self.functions.iter().filter(move |it| it.group == group)

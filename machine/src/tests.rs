@@ -158,6 +158,18 @@ fn groups_follow_bridges_and_access_control() {
             vec!["0000:04:00.0", "0000:05:01.0", "0000:05:02.0"],
         ]
     );
+    // Who speaks for whom: only what is behind the bridge to conventional PCI has the bridge speak for it.
+    for function in &machine.pci.functions {
+        let speaker = machine.pci.speaker(function.address);
+        let speaker = speaker.map(|bridge| bridge.address.to_string());
+        let is_behind = function.address.bus == 5;
+        assert_eq!(
+            speaker.as_deref(),
+            is_behind.then_some("0000:04:00.0"),
+            "{}",
+            function.address
+        );
+    }
     let reserved = &machine.iommu.as_ref().unwrap().reserved;
     assert_eq!(
         reserved[0].devices[0].address,

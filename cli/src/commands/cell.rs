@@ -250,6 +250,7 @@ fn creation_failure(
                 | Reason::DeviceGroupSplit
                 | Reason::VectorBudget
                 | Reason::UnprotectedDma
+                | Reason::DeviceSharesRequester
                 | Reason::InterruptUnknown
                 | Reason::InterruptOwned
                 | Reason::InterruptInUse

@@ -5,7 +5,8 @@
 
 use gaol_abi::config::{
     MACHINE_BAR_64, MACHINE_BAR_PORTS, MACHINE_BAR_PREFETCHABLE, MACHINE_DEVICE_BRIDGE,
-    MAX_MACHINE_BARS, MAX_MACHINE_DEVICES, MachineBar, MachineDevice,
+    MACHINE_DEVICE_SHARES_REQUESTER, MAX_MACHINE_BARS, MAX_MACHINE_DEVICES, MachineBar,
+    MachineDevice,
 };
 use gaol_abi::outcome::Reason;
 use toml::Spanned;
@@ -87,16 +88,17 @@ fn function(judge: &Judge<'_>, table: &FunctionTable) -> MachineDevice {
             &table.group,
             0..=u64::from(u16::MAX),
         ),
-        flags: if table.bridge {
-            MACHINE_DEVICE_BRIDGE
-        } else {
-            0
-        },
+        flags: flag(table.bridge, MACHINE_DEVICE_BRIDGE)
+            | flag(table.shares_requester_id, MACHINE_DEVICE_SHARES_REQUESTER),
         vendor: id.map_or(0, |id| id.vendor),
         device: id.map_or(0, |id| id.device),
         msi_vectors: msi(judge, &table.msi),
         msix_vectors: judge.number_or("the number of vectors", &table.msi_x, 0..=MAX_VECTORS, 0),
     }
+}
+
+const fn flag(is_set: bool, flag: u16) -> u16 {
+    if is_set { flag } else { 0 }
 }
 
 /// MSI has a power of two of vectors (PCI specification, "Message Control for MSI").

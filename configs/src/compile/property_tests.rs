@@ -6,13 +6,13 @@ use std::fmt::Write;
 use gaol_abi::config::{
     AssignedDevice, CELL_CONSOLE, CELL_IGNORE_UNASSIGNED_PORTS, CELL_PASSIVE, CELL_UNPROTECTED_DMA,
     CONSOLE_UART_PORT, DEVICE_ALL_FLAGS, DEVICE_NO_MASTER, Interrupt, MACHINE_BAR_64,
-    MACHINE_BAR_PORTS, MACHINE_BAR_PREFETCHABLE, MACHINE_CPU_SMIS, MACHINE_DEVICE_BRIDGE,
-    MEMORY_COMMUNICATION, MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE, MEMORY_LOADABLE, MEMORY_READ,
-    MEMORY_ROOT_SHARED, MEMORY_SHARED, MEMORY_TYPE_MASK, MEMORY_WIDTH_8, MEMORY_WIDTHS,
-    MEMORY_WRITE, MSR_PER_CPU, MSR_READ, MSR_WRITE, MachineBar, MachineCpu, MachineDevice,
-    MachineRange, MemoryRegion, MsrAccess, PortRange, RANGE_IO_APIC, RANGE_IOMMU,
-    RANGE_PCI_CONFIGURATION, RANGE_RAM, RANGE_RESERVED_DMA, SYSTEM_DESCRIBES_MACHINE,
-    SYSTEM_STRICT_ROOT, SystemHeader, VIOLATION_PARK_CELL,
+    MACHINE_BAR_PORTS, MACHINE_BAR_PREFETCHABLE, MACHINE_CPU_SMIS, MACHINE_DEVICE_ALL_FLAGS,
+    MACHINE_DEVICE_BRIDGE, MACHINE_DEVICE_SHARES_REQUESTER, MEMORY_COMMUNICATION, MEMORY_DEVICE,
+    MEMORY_DMA, MEMORY_EXECUTE, MEMORY_LOADABLE, MEMORY_READ, MEMORY_ROOT_SHARED, MEMORY_SHARED,
+    MEMORY_TYPE_MASK, MEMORY_WIDTH_8, MEMORY_WIDTHS, MEMORY_WRITE, MSR_PER_CPU, MSR_READ,
+    MSR_WRITE, MachineBar, MachineCpu, MachineDevice, MachineRange, MemoryRegion, MsrAccess,
+    PortRange, RANGE_IO_APIC, RANGE_IOMMU, RANGE_PCI_CONFIGURATION, RANGE_RAM, RANGE_RESERVED_DMA,
+    SYSTEM_DESCRIBES_MACHINE, SYSTEM_STRICT_ROOT, SystemHeader, VIOLATION_PARK_CELL,
 };
 use proptest::prelude::*;
 use zerocopy::FromZeros;
@@ -296,7 +296,7 @@ type Function = (MachineDevice, Vec<MachineBar>);
 
 prop_compose! {
     fn function()(
-        (group, bridge, vendor, device) in any::<(u16, bool, u16, u16)>(),
+        (group, flags, vendor, device) in any::<(u16, u16, u16, u16)>(),
         msi in 0..7u32,
         msix_vectors in 0..=2048u16,
         bars in proptest::collection::vec(bar(), 0..4),
@@ -305,7 +305,7 @@ prop_compose! {
             segment: 0,
             function: 0,
             group,
-            flags: u16::from(bridge) * MACHINE_DEVICE_BRIDGE,
+            flags: flags & MACHINE_DEVICE_ALL_FLAGS,
             vendor,
             device,
             msi_vectors: if msi == 6 { 0 } else { 1 << msi },
@@ -476,6 +476,12 @@ fn write_function(to: &mut String, device: &MachineDevice, bars: &[MachineBar]) 
         to,
         device.flags & MACHINE_DEVICE_BRIDGE != 0,
         "bridge",
+        true,
+    );
+    line(
+        to,
+        device.flags & MACHINE_DEVICE_SHARES_REQUESTER != 0,
+        "shares-requester-id",
         true,
     );
     line(to, device.msi_vectors != 0, "msi", device.msi_vectors);

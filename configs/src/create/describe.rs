@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use gaol_abi::PAGE_SIZE;
 use gaol_machine::Machine;
 use gaol_machine::Span;
-use gaol_machine::pci::{Bar, BarKind, Function, GroupsFrom};
+use gaol_machine::pci::{Bar, BarKind, Function, GroupsFrom, Pci};
 use gaol_machine::processors::Processor;
 
 use super::classes::{class_name, is_bridge, is_legacy_ide};
@@ -255,12 +255,12 @@ fn devices(text: &mut Text, machine: &Machine, notes: &mut Vec<String>) {
     );
     list(text, "devices", &whence, |text| {
         for it in &machine.pci.functions {
-            function(text, it, notes);
+            function(text, &machine.pci, it, notes);
         }
     });
 }
 
-fn function(text: &mut Text, function: &Function, notes: &mut Vec<String>) {
+fn function(text: &mut Text, pci: &Pci, function: &Function, notes: &mut Vec<String>) {
     let driver = match &function.driver {
         Some(driver) => format!("driver {driver}"),
         None => "no driver".to_owned(),
@@ -278,6 +278,9 @@ fn function(text: &mut Text, function: &Function, notes: &mut Vec<String>) {
     );
     if function.is_bridge() || is_bridge(function.class) {
         content.push_str(", bridge = true");
+    }
+    if pci.speaker(function.address).is_some() {
+        content.push_str(", shares-requester-id = true");
     }
     if let Some(msi) = function.capabilities.msi {
         content.push_str(&format!(", msi = {}", msi.vectors));

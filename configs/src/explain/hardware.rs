@@ -56,6 +56,13 @@ impl Explainer<'_> {
                 "reaches all memory",
                 "Write `bus-master = false` below it if the cell uses its registers only, or `unprotected-dma = true` for the cell if you trust it with the whole machine.",
             ),
+            Reason::DeviceSharesRequester => words(
+                format!(
+                    "PCI function {device} is behind a bridge to conventional PCI: the IOMMU takes its DMA for the bridge's, which is the root cell's"
+                ),
+                "not told apart",
+                "Put the card into a slot of PCI Express, or write `bus-master = false` below it if the cell uses its registers only.",
+            ),
             Reason::VectorBudget => {
                 place = places.and_then(|places| places.vectors.clone()).or(place);
                 self.vectors(&device)

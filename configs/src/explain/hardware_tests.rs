@@ -82,6 +82,12 @@ bridge = true
 address = "0000:00:1f.3"
 id = "8086:2930"
 group = 3
+
+[[machine.devices]]
+address = "0000:05:01.0"
+id = "1131:7146"
+group = 4
+shares-requester-id = true
 "#;
 
 fn system() -> System {
@@ -261,6 +267,10 @@ fn the_hardware_of_a_cell() {
                     "unprotected-dma = false",
                     "[[devices]]\naddress = \"00:04.0\"\n\n[[devices]]\naddress = \"00:04.1\"\nbus-master = false",
                 ),
+            ),
+            (
+                "a bridge speaks for it",
+                with_table("[[devices]]\naddress = \"05:01.0\""),
             ),
             (
                 "ports of a function",

@@ -2,7 +2,7 @@
 
 use gaol_abi::config::{
     AssignedDevice, DEFAULT_DEVICE_VECTORS, DEVICE_NO_MASTER, Interrupt, MACHINE_DEVICE_BRIDGE,
-    MachineDevice, RANGE_IO_APIC,
+    MACHINE_DEVICE_SHARES_REQUESTER, MachineDevice, RANGE_IO_APIC,
 };
 use gaol_abi::outcome::Reason;
 
@@ -67,6 +67,15 @@ pub fn is_unprotected(machine: &Machine<'_>, device: &AssignedDevice) -> bool {
     machine.system.is_some() && device.flags & DEVICE_NO_MASTER == 0 && !machine.confines(device)
 }
 
+/// Whether an IOMMU would take what the function does for what its bridge does, which is the root's: the function would
+/// reach the root's memory, and not its cell's (VT-d specification, "Source Identifier"; PCI Express to PCI/PCI-X Bridge
+/// specification, "Transaction Ownership").
+fn shares_requester(machine: &Machine<'_>, device: &AssignedDevice, known: &MachineDevice) -> bool {
+    known.flags & MACHINE_DEVICE_SHARES_REQUESTER != 0
+        && device.flags & DEVICE_NO_MASTER == 0
+        && machine.confines(device)
+}
+
 impl Ledger {
     /// The cell that a PCI function belongs to.
     #[must_use]
@@ -120,6 +129,9 @@ impl Ledger {
             };
             if known.flags & MACHINE_DEVICE_BRIDGE != 0 {
                 return refuse(Reason::DeviceIsBridge);
+            }
+            if shares_requester(machine, device, known) {
+                return refuse(Reason::DeviceSharesRequester);
             }
             check_group(&system, cell, known)?;
             if device.vectors > vectors_of(known) {

@@ -1,14 +1,14 @@
 //! What a cell may have of a machine that the system configuration describes.
 
 use gaol_abi::config::{
-    DEVICE_NO_MASTER, IOMMU_SOURCE_IO_APIC, IommuSource, MACHINE_BAR_PORTS, MACHINE_DEVICE_BRIDGE,
-    MEMORY_COMMUNICATION, MEMORY_CONTINUED, MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE,
-    MEMORY_LOADABLE, MEMORY_READ, MEMORY_ROOT_SHARED, MEMORY_SHARED, MEMORY_TYPE_UNCACHEABLE,
-    MEMORY_TYPE_WRITE_BACK, MEMORY_TYPE_WRITE_COMBINING, MEMORY_TYPE_WRITE_PROTECTED,
-    MEMORY_TYPE_WRITE_THROUGH, MEMORY_WIDTH_8, MEMORY_WIDTH_32, MEMORY_WRITE, MSR_PER_CPU,
-    MSR_READ, MSR_WRITE, MachineBar, MachineCpu, MachineDevice, MachineRange, MemoryRegion,
-    RANGE_IO_APIC, RANGE_IOMMU, RANGE_PCI_CONFIGURATION, RANGE_RAM, RANGE_RESERVED_DMA,
-    SYSTEM_DESCRIBES_MACHINE,
+    CELL_UNPROTECTED_DMA, DEVICE_NO_MASTER, IOMMU_SOURCE_IO_APIC, IommuSource, MACHINE_BAR_PORTS,
+    MACHINE_DEVICE_BRIDGE, MACHINE_DEVICE_SHARES_REQUESTER, MEMORY_COMMUNICATION, MEMORY_CONTINUED,
+    MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE, MEMORY_LOADABLE, MEMORY_READ, MEMORY_ROOT_SHARED,
+    MEMORY_SHARED, MEMORY_TYPE_UNCACHEABLE, MEMORY_TYPE_WRITE_BACK, MEMORY_TYPE_WRITE_COMBINING,
+    MEMORY_TYPE_WRITE_PROTECTED, MEMORY_TYPE_WRITE_THROUGH, MEMORY_WIDTH_8, MEMORY_WIDTH_32,
+    MEMORY_WRITE, MSR_PER_CPU, MSR_READ, MSR_WRITE, MachineBar, MachineCpu, MachineDevice,
+    MachineRange, MemoryRegion, RANGE_IO_APIC, RANGE_IOMMU, RANGE_PCI_CONFIGURATION, RANGE_RAM,
+    RANGE_RESERVED_DMA, SYSTEM_DESCRIBES_MACHINE,
 };
 use gaol_abi::outcome::MachineFault;
 
@@ -89,6 +89,8 @@ fn system() -> System {
             function(0x30, 4, MACHINE_DEVICE_BRIDGE, 0, 0),
             function(0x31, 4, 0, 0, 0),
             function(0x100, 3, 0, 0, 300),
+            function(0x200, 5, MACHINE_DEVICE_SHARES_REQUESTER, 0, 0),
+            function(0x208, 5, MACHINE_DEVICE_SHARES_REQUESTER, 0, 0),
         ],
         bars: vec![
             bar(1, 0xf000_0000, 0x4000, 0),
@@ -612,6 +614,41 @@ fn functions_have_one_owner_and_stay_in_their_group() {
 }
 
 #[test]
+fn a_function_that_a_bridge_speaks_for_goes_to_no_cell_where_an_iommu_is() {
+    let pair = |flags| {
+        [0x200, 0x208].map(|function| AssignedDevice {
+            flags,
+            ..device(function)
+        })
+    };
+    let refused = Err((Reason::DeviceSharesRequester, 0x200));
+    // Neither alone nor with all that the bridge speaks for, and trusting the cell does not help: the IOMMU is in use.
+    for unprotected in [0, CELL_UNPROTECTED_DMA] {
+        for count in 1..=2 {
+            let verdict = verdict(|cell| {
+                cell.flags |= unprotected;
+                cell.devices = pair(0)[..count].to_vec();
+            });
+            assert_eq!(verdict, refused);
+        }
+    }
+    // What never is bus master does not speak at all.
+    let verdict = verdict(|cell| cell.devices = pair(DEVICE_NO_MASTER).to_vec());
+    assert_eq!(verdict, Ok(()));
+    // Without an IOMMU nobody asks who speaks: the cell is trusted with all memory, or does not get the function.
+    let without = |unprotected| {
+        let mut system = system();
+        system.ranges.retain(|range| range.kind != RANGE_IOMMU);
+        let mut cell = cell("cell", 3, 0x3000_0000);
+        cell.flags |= unprotected;
+        cell.devices = pair(0).to_vec();
+        first(all_faults(&system, &[cell], Placement::Complete))
+    };
+    assert_eq!(without(0), Err((Reason::UnprotectedDma, 0x200)));
+    assert_eq!(without(CELL_UNPROTECTED_DMA), Ok(()));
+}
+
+#[test]
 fn vectors_are_limited_by_function_and_by_cpus() {
     let vectors = |function, vectors, lines: u32, cpus: &[u32]| {
         verdict(|cell| {
@@ -903,7 +940,7 @@ fn a_description_makes_sense() {
         2,
     );
     is_invalid(
-        |system| system.devices[2].flags = 2,
+        |system| system.devices[2].flags = 4,
         MachineFault::DeviceOrder,
         2,
     );

@@ -7,8 +7,8 @@
 use gaol_abi::config::{
     IOMMU_INCLUDES_ALL, IOMMU_SOURCE_FUNCTION, IOMMU_SOURCE_HPET, IOMMU_SOURCE_IO_APIC,
     IOMMU_SOURCE_RESERVED, IommuSource, IommuUnit, MACHINE_BAR_64, MACHINE_BAR_PORTS,
-    MACHINE_BAR_PREFETCHABLE, MACHINE_CPU_SMIS, MACHINE_DEVICE_BRIDGE, MachineBar, MachineDevice,
-    MachineRange, RANGE_IO_APIC, RANGE_IOMMU, RANGE_PCI_CONFIGURATION, RANGE_RAM,
+    MACHINE_BAR_PREFETCHABLE, MACHINE_CPU_SMIS, MACHINE_DEVICE_ALL_FLAGS, MachineBar,
+    MachineDevice, MachineRange, RANGE_IO_APIC, RANGE_IOMMU, RANGE_PCI_CONFIGURATION, RANGE_RAM,
     RANGE_RESERVED_DMA,
 };
 use gaol_abi::outcome::{MachineFault, Reason};
@@ -245,5 +245,5 @@ fn device_is_wrong(device: &MachineDevice, last: &mut Option<u64>) -> bool {
     let own = function_number(device.segment, device.function);
     let is_behind = last.is_none_or(|last| last < own);
     *last = Some(own);
-    !is_behind || device.flags & !MACHINE_DEVICE_BRIDGE != 0
+    !is_behind || device.flags & !MACHINE_DEVICE_ALL_FLAGS != 0
 }

@@ -118,6 +118,7 @@ pub(super) fn choose<'a>(machine: &'a Machine, names: &[String]) -> Result<Chose
             // A bridge that leads to a function only passes on what it does; it stays where it is.
             .filter(|it| !it.is_bridge() && named.iter().all(|named| named.address != it.address))
             .collect();
+        refuse_spoken_for(machine, function)?;
         refuse_used(function, &others)?;
         let mut why = format!("It was asked for: {}.", describe(function));
         let along: Vec<String> = others.iter().map(|it| it.address.to_string()).collect();
@@ -166,6 +167,24 @@ pub(super) fn choose<'a>(machine: &'a Machine, names: &[String]) -> Result<Chose
     }
     chosen.functions.sort_by_key(|function| function.address);
     Ok(chosen)
+}
+
+/// Refuses a function that an IOMMU can't tell from the bridge that it is behind, which stays with Linux.
+fn refuse_spoken_for(machine: &Machine, function: &Function) -> Result<(), Refused> {
+    let iommu = machine.iommu.as_ref();
+    if iommu.is_none_or(|iommu| iommu.unit_of(function.address).is_none()) {
+        return Ok(());
+    }
+    match machine.pci.speaker(function.address) {
+        None => Ok(()),
+        Some(bridge) => Err(refused(
+            format!(
+                "the IOMMU can't tell {} from {}, a bridge to conventional PCI, which stays with Linux",
+                function.address, bridge.address
+            ),
+            "Choose a function of PCI Express, or put the card into such a slot.",
+        )),
+    }
 }
 
 /// Refuses a function of whose group Linux needs others.

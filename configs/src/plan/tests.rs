@@ -325,6 +325,10 @@ fn what_can_not_be_had_is_refused_with_what_could_be() {
         let refused = planned(&machine, &request).unwrap_err();
         text.push_str(&format!("# {what}\n{}\n", words(&refused)));
     }
+    let machine = collected("old-board");
+    let request = device("05:01.0");
+    let refused = planned(&machine, &request).unwrap_err();
+    text.push_str(&format!("# one of conventional PCI\n{}\n", words(&refused)));
     compare("plan-refusals", &text);
 }
 

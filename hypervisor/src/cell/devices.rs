@@ -20,7 +20,7 @@ use crate::device::pci::function::{Decoded, Mastering, Terms};
 use crate::device::pci::handover::{Clock, Fault, Progress};
 use crate::device::pci::hardware::{self, Access};
 use crate::device::pci::msix::MOST_VECTORS;
-use crate::device::pci::{Function, FunctionId};
+use crate::device::pci::{Function, FunctionId, route};
 use crate::error::{Blame, Failure};
 use crate::iommu::service;
 use crate::launch::parameters;
@@ -98,6 +98,13 @@ fn claim_one(
     };
     static STORES: LinearTables = LinearTables;
     let access = &mut Access::new(cpu.windows);
+    let is_translated = terms.mastering != Mastering::Never && service::isolation(id).dma;
+    if is_translated && route::speaker(access, id).is_some() {
+        return Err(Failure::configuration(
+            Reason::DeviceSharesRequester,
+            number,
+        ));
+    }
     let function = Function::inspect(access, id, terms, STORES.entries(store))
         .map_err(|fault| failure(fault, id))?;
     check_description(machinery, &function)?;

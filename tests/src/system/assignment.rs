@@ -70,6 +70,33 @@ pub(super) const WITHOUT_IOMMU: Group = Group {
     }],
 };
 
+/// A function behind a bridge to conventional PCI, and one that is not.
+const SPOKEN_FOR: &str = "0000:01:01.0";
+
+pub(super) const BEHIND_A_BRIDGE: Group = Group {
+    name: "assignment-behind-a-bridge",
+    machine: |mut spec| {
+        for device in [
+            "pcie-pci-bridge,id=bridge,bus=pcie.0,addr=8",
+            "edu,bus=bridge,addr=1,dma_mask=0xffffffff",
+        ] {
+            spec.qemu
+                .arguments
+                .extend(["-device".to_owned(), device.to_owned()]);
+        }
+        Ok(spec)
+    },
+    prepare: load_modules,
+    except: &[Except::group(
+        Platform::Bochs,
+        "Bochs has no IOMMU, which could take one function for another",
+    )],
+    checks: &[Check {
+        name: "a-function-that-a-bridge-speaks-for-goes-to-no-cell",
+        run: spoken_for,
+    }],
+};
+
 /// A machine with a card that Linux' driver can use.
 fn with_card(mut spec: Spec) -> Spec {
     spec.qemu.network = Some("user".to_owned());
@@ -258,6 +285,63 @@ fn refused(context: &mut Context) -> Result<()> {
     context.machine.linux_is_well(CPUS)
 }
 
+/// A cell with a device that does DMA on command, and `keys` below it.
+fn write_edu(context: &mut Context, function: &str, keys: &str) -> Result<()> {
+    let text = format!(
+        "name = \"edu\"\ncpus = [2]\n\n\
+         [[memory]]\nname = \"ram\"\nat = 0x0\nsize = \"64 KiB\"\naccess = \"rwx\"\ndma = true\n\n\
+         [[devices]]\naddress = \"{function}\"\n{keys}\n"
+    );
+    context
+        .machine
+        .write_file("/root/edu.toml", text.as_bytes())
+}
+
+/// The command refuses it by the description of the machine, and the hypervisor also when that says nothing of it.
+fn spoken_for(context: &mut Context) -> Result<()> {
+    const REASON: &str = "is behind a bridge to conventional PCI";
+    const KEY: &str = "shares-requester-id = true";
+    context
+        .machine
+        .gaol("config create -o /tmp/own.toml --force 2>/dev/null")?;
+    let told = context
+        .machine
+        .check(&format!("grep -F '{KEY}' /tmp/own.toml"))?;
+    ensure!(
+        told.lines().count() == 1 && told.contains(SPOKEN_FOR),
+        "{told}"
+    );
+    context.machine.check(&format!(
+        "sed 's/, {KEY}//' /tmp/own.toml >/tmp/silent.toml"
+    ))?;
+    for system in ["own", "silent"] {
+        context
+            .machine
+            .gaol(&format!("enable /tmp/{system}.toml"))?;
+        write_edu(context, SPOKEN_FOR, "")?;
+        for option in ["", "--unchecked"] {
+            let create = format!("cell create edu.toml {option}");
+            context.machine.refused(&create, REASON)?;
+        }
+        let checked = format!("config check /tmp/{system}.toml edu.toml");
+        match system {
+            "own" => context.machine.refused(&checked, REASON).map(drop)?,
+            _ => context.machine.gaol(&checked).map(drop)?,
+        }
+        ensure!(taken(context, true)? == NOTHING);
+        // It may have its registers; and another one goes to a cell as ever.
+        for (function, keys, functions) in [(SPOKEN_FOR, "bus-master = false", 1), (EDU, "", 1)] {
+            write_edu(context, function, keys)?;
+            context.machine.gaol("cell create edu.toml")?;
+            ensure!(taken(context, true)?.functions == functions);
+            context.machine.gaol("cell destroy edu")?;
+        }
+        ensure!(taken(context, true)? == NOTHING);
+        context.disable()?;
+    }
+    context.machine.linux_is_well(CPUS)
+}
+
 /// What must be the same before and after.
 fn used(context: &mut Context) -> Result<(u64, Taken, String)> {
     let list = context.machine.gaol("cell list")?;
@@ -281,14 +365,7 @@ fn repeat(context: &mut Context, cell: &str, count: u32) -> Result<()> {
 }
 
 fn cycles(context: &mut Context) -> Result<()> {
-    let text = format!(
-        "name = \"edu\"\ncpus = [2]\n\n\
-         [[memory]]\nname = \"ram\"\nat = 0x0\nsize = \"64 KiB\"\naccess = \"rwx\"\ndma = true\n\n\
-         [[devices]]\naddress = \"{EDU}\"\n"
-    );
-    context
-        .machine
-        .write_file("/root/edu.toml", text.as_bytes())?;
+    write_edu(context, EDU, "")?;
     write_cell(context, "")?;
     let card = use_card(context)?;
     // The first of each kind may leave what the next ones find.

@@ -72,6 +72,7 @@ pub const GROUPS: &[Group] = &[
     pci::GROUP,
     assignment::GROUP,
     assignment::WITHOUT_IOMMU,
+    assignment::BEHIND_A_BRIDGE,
     root::GROUP,
     images::GROUP,
     handover::GROUP,

@@ -6,6 +6,10 @@
 
 /// PCI Express: its version, in the low bits.
 pub const VERSION: u16 = 0x02;
+/// In the word of the version, above it: the kind of a root port, of a switch's upstream and of its downstream ports.
+pub const KIND_ROOT_PORT: u16 = 4;
+/// The last of these three.
+pub const KIND_DOWNSTREAM_PORT: u16 = 6;
 /// PCI Express: device capabilities.
 pub const DEVICE: u16 = 0x04;
 /// [`DEVICE`]: the function can be reset alone.

@@ -17,6 +17,7 @@ pub mod hardware;
 pub mod message;
 pub mod msi;
 pub mod msix;
+pub mod route;
 pub mod space;
 
 pub use function::Function;
