@@ -35,6 +35,15 @@ bitflags! {
     }
 }
 
+/// NMIs that were taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nmis {
+    /// One of them was a kick.
+    pub is_kick: bool,
+    /// How many are the guest's own.
+    pub own: u32,
+}
+
 impl Events {
     /// What has no effect any more when these are posted behind it: a CPU that is started or gets an INIT forgets the
     /// startup IPIs before, and one that its cell is started with everything that its cell had sent it.
@@ -103,15 +112,29 @@ impl CpuShared {
         .difference(Events::KICK)
     }
 
-    /// Accounts for an NMI that arrived. `true`: it was a kick; `false`: it is the guest's.
+    /// Asks for an NMI to the own CPU, a kick like another CPU's: of two that wait a processor may make one, and then it does
+    /// for both. `true`: the caller must send it; `false`: one is on its way. All that were taken are accounted for; the mark of
+    /// one that has arrived would stand for none that comes.
     #[must_use]
-    pub fn nmi_was_kick(&self) -> bool {
-        self.mailbox
-            .fetch_and(!Events::KICK.bits(), Ordering::AcqRel)
-            & Events::KICK.bits()
-            != 0
+    pub fn kick_self(&self) -> bool {
+        self.post(Events::empty())
+    }
+
+    /// Tells NMIs that were taken apart. The mark of the kick goes with it.
+    #[must_use]
+    pub fn account(&self, count: u32) -> Nmis {
+        let kick = Events::KICK.bits();
+        let is_kick = count != 0 && self.mailbox.fetch_and(!kick, Ordering::AcqRel) & kick != 0;
+        Nmis {
+            is_kick,
+            own: count.saturating_sub(u32::from(is_kick)),
+        }
     }
 }
+
+#[cfg(test)]
+#[path = "mailbox_model_tests.rs"]
+mod model;
 
 #[cfg(test)]
 mod tests {
@@ -127,8 +150,20 @@ mod tests {
         assert!(!cpu.has_events());
         // The NMI is still on its way: a new event needs no other.
         assert!(!cpu.post(Events::FLUSH));
-        assert!(cpu.nmi_was_kick());
-        assert!(!cpu.nmi_was_kick());
+        let none = Nmis {
+            is_kick: false,
+            own: 0,
+        };
+        assert_eq!(cpu.account(0), none);
+        let kick = Nmis {
+            is_kick: true,
+            ..none
+        };
+        assert_eq!(cpu.account(1), kick);
+        assert_eq!(cpu.account(1), Nmis { own: 1, ..none });
+        assert!(cpu.kick_self());
+        assert!(!cpu.kick_self());
+        assert_eq!(cpu.account(3), Nmis { own: 2, ..kick });
         assert!(cpu.request(Events::INIT));
         assert!(!cpu.has_served(Events::INIT));
         assert_eq!(cpu.take(), Events::FLUSH | Events::INIT);

@@ -7,6 +7,7 @@ use gaol_abi::handover::{HandoverPage, LinuxState, TableRegister};
 use super::parameters;
 use super::saved::Saved;
 use crate::cpu::PerCpu;
+use crate::cpu::mailbox::Nmis;
 use crate::processor::cr4;
 use crate::processor::descriptor::SegmentRegister;
 use crate::virt::contract::Virtualization;
@@ -78,10 +79,8 @@ fn linux_state(frame: &Frame, guest: &State) -> (LinuxState, Saved) {
 /// Leaves the NMIs and machine checks that hit the hypervisor, and were not delivered yet, to the module.
 pub fn hand_back_interrupts(cpu: &PerCpu) {
     let count = cpu.nmi_count.swap(0, Ordering::Relaxed);
-    let kicks = u32::from(count != 0 && cpu.shared.nmi_was_kick());
-    let own = count
-        .saturating_sub(kicks)
-        .saturating_add(u32::from(cpu.pending_nmi));
+    let Nmis { own, .. } = cpu.shared.account(count);
+    let own = own.saturating_add(u32::from(cpu.pending_nmi));
     let checks = cpu.machine_checks.swap(0, Ordering::Relaxed);
     let page = cpu.handover as *mut HandoverPage;
     // SAFETY: this CPU's own handover page, which the emergency handlers are not using yet.

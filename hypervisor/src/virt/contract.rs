@@ -19,6 +19,7 @@ use gaol_abi::image::Vendor;
 
 use super::entry::Frame;
 use super::state::{State, Table};
+use crate::cpu::CpuShared;
 use crate::cpu::window::Windows;
 use crate::error::Failure;
 use crate::guest::bitmaps::{MsrLayout, PortLayout};
@@ -270,7 +271,8 @@ pub trait GuestState: Copy + Debug {
     fn is_occupied(self) -> bool;
     /// Whether an NMI can't be taken at the next entry.
     fn blocks_nmis(self) -> bool;
-    /// Whether the guest exits with [`Exit::NmiWindow`] as soon as it can take an NMI.
+    /// Whether the guest exits with [`Exit::NmiWindow`] as soon as it can take an NMI. Behind an event that is delivered
+    /// first where [`Virtualization::WINDOW_BEHIND_EVENTS`] says so.
     fn set_nmi_window(self, on: bool);
 
     /// What a register holds that is kept in the control block and that the guest reaches by exits only
@@ -331,6 +333,9 @@ pub trait Virtualization: Debug + Sized {
     const VENDOR: Vendor;
     /// The control block is read and written as memory: it is mapped at [`crate::cpu::private::CONTROL_BLOCK`].
     const CONTROL_BLOCK_IS_MEMORY: bool;
+    /// [`GuestState::set_nmi_window`] counts behind an event, too, that is delivered first. Where it does not, an exit is asked
+    /// for ([`Self::exit_soon`]).
+    const WINDOW_BEHIND_EVENTS: bool;
 
     /// What a processor offers.
     type Capabilities: Capabilities;
@@ -388,8 +393,10 @@ pub trait Virtualization: Debug + Sized {
 
     /// Of [`Exit::Nmi`]: takes the NMI and counts it in `count`, as the handler of NMIs does.
     fn take_nmi(&mut self, count: &AtomicU32);
-    /// Has the guest exit before its first instruction, with [`Exit::Asked`] or [`Exit::Nmi`].
-    fn exit_soon(&mut self);
+    /// Has the guest exit before its first instruction, with [`Exit::Asked`] or [`Exit::Nmi`], or as soon as the kick arrives
+    /// that is on its way to this CPU, whose `shared` is. Behind the last look at NMIs that were taken
+    /// ([`CpuShared::kick_self`]).
+    fn exit_soon(&mut self, shared: &CpuShared);
     /// Of [`Exit::Asked`]: it was once.
     fn exited_soon(&mut self);
     /// Levels of nested page tables.

@@ -12,6 +12,7 @@ use gaol_abi::public::{CpuState, Pause};
 
 use super::contract::{Exit, GuestState, Trapped, Virtualization};
 use super::entry::Frame;
+use crate::cpu::mailbox::Nmis;
 use crate::cpu::recovery::Stage;
 use crate::cpu::{Activity, PerCpu, events};
 use crate::error::Failure;
@@ -19,13 +20,13 @@ use crate::guest::vectoring::{self, Combined, Event, Exception};
 use crate::guest::{Verdict, control_register, cpuid, fault, memory, msr, port, root_failure};
 use crate::processor::{self, halt_for_ever};
 use crate::trace::{console, public};
-use crate::{hypercall, launch};
+use crate::{hypercall, launch, virt};
 
 /// Result of a first look: back to the guest.
 const RESUME: u32 = 0;
 /// Result of a first look: the exit is still to be served.
 pub const SLOW: u32 = 1;
-/// Result of a first look: served, but there are events.
+/// Result of a first look: served, but there are events, or an NMI that may be delivered now.
 pub const EVENTS: u32 = 2;
 
 /// Ends an exit at the first look: behind the instruction, and a look into the mailbox.
@@ -42,6 +43,8 @@ pub fn done(cpu: &PerCpu, past: Trapped) -> u32 {
 pub fn finish(cpu: &PerCpu) -> u32 {
     if cpu.guest.rflags() & vectoring::TRAP_FLAG != 0 {
         cpu.guest.end_instruction();
+        // The flag may be the hypervisor's, and an NMI wait for this instruction's end.
+        return EVENTS;
     }
     if cpu.shared.has_events() {
         EVENTS
@@ -216,12 +219,10 @@ fn account_nmis(cpu: &mut PerCpu) {
     if count == 0 {
         return;
     }
-    let own = if cpu.shared.nmi_was_kick() {
+    let Nmis { is_kick, own } = cpu.shared.account(count);
+    if is_kick {
         cpu.counters.count(COUNTER_KICKS);
-        count.wrapping_sub(1)
-    } else {
-        count
-    };
+    }
     if own == 0 || cpu.activity != Activity::Running {
         // A CPU that waits to be started takes none on bare hardware either.
         return;
@@ -244,7 +245,11 @@ fn deliver_nmi(cpu: &mut PerCpu) {
         return;
     }
     if cpu.guest.blocks_nmis() || cpu.guest.is_occupied() {
-        cpu.guest.set_nmi_window(true);
+        let is_too_early = !virt::Current::WINDOW_BEHIND_EVENTS && cpu.guest.is_occupied();
+        cpu.guest.set_nmi_window(!is_too_early);
+        if is_too_early {
+            cpu.virtualization.exit_soon(cpu.shared);
+        }
         return;
     }
     cpu.guest.inject(&Event::NMI);
@@ -259,7 +264,7 @@ fn machine_check(cpu: &mut PerCpu) {
         return;
     }
     cpu.machine_checks.fetch_add(1, Ordering::Relaxed);
-    cpu.virtualization.exit_soon();
+    cpu.virtualization.exit_soon(cpu.shared);
 }
 
 /// An instruction that was done for the guest may have ended at 4 GiB, where it wraps around outside 64-bit mode. `true`:

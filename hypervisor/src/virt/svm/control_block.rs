@@ -124,14 +124,12 @@ bitflags! {
         const OWN_STEP_STATUS = 1 << 4;
         /// The exit is the end of [`Self::STEPPING`].
         const STEPPED = 1 << 5;
-        /// An NMI was sent to this CPU by itself, for an exit.
-        const ASKED = 1 << 6;
         /// The guest halts until the hypervisor wakes it: it is not entered.
-        const PARKED = 1 << 7;
+        const PARKED = 1 << 6;
         /// The processor tells where the next instruction is.
-        const NEXT_RIP = 1 << 8;
+        const NEXT_RIP = 1 << 7;
         /// The processor decodes accesses to control registers.
-        const DECODES = 1 << 9;
+        const DECODES = 1 << 8;
     }
 }
 

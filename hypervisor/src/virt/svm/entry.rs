@@ -28,9 +28,6 @@ const RAX: usize = offset_of!(ControlBlock, rax);
 const PHYSICAL: usize = offset_of!(PerCpu, virtualization) + offset_of!(Svm, control_block);
 /// The byte of the own TSS' descriptor that says whether it is busy.
 const TASK_TYPE: i64 = DescriptorTables::gdt_base(TABLES_AT) as i64 + TASK_SELECTOR as i64 + 5;
-/// A note is a bit: its number.
-const ASKED: u32 = super::control_block::Notes::ASKED.bits().trailing_zeros();
-const NOTES: usize = offset_of!(ControlBlock, own);
 
 /// Behind VMRUN: every exit comes here, with RSP as it was before.
 #[unsafe(naked)]
@@ -127,26 +124,19 @@ pub unsafe extern "sysv64" fn enter(frame: *const Frame, parked: u32) -> ! {
     )
 }
 
-/// An NMI that hits the hypervisor is counted, unless the hypervisor has sent it for an exit. One that comes as [`wait`] is about
-/// to halt makes it go on.
+/// An NMI that hits the hypervisor is counted, whoever has sent it. One that comes as [`wait`] is about to halt makes it go on.
 #[unsafe(naked)]
 pub extern "C" fn nmi() {
     naked_asm!(
         "push rax",
-        "lock btr dword ptr [{block} + {notes}], {asked}",
-        "jc 2f",
         "lock inc dword ptr [{private} + {count}]",
-        "2:",
         "lea rax, [rip + {wait} + {halt}]",
         "cmp rax, [rsp + 8]",
-        "jne 3f",
+        "jne 2f",
         "inc qword ptr [rsp + 8]",
-        "3:",
+        "2:",
         "pop rax",
         "iretq",
-        block = const BLOCK,
-        notes = const NOTES,
-        asked = const ASKED,
         private = const PRIVATE_BASE as i64,
         count = const offset_of!(PerCpu, nmi_count),
         wait = sym wait,

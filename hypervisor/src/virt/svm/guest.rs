@@ -13,7 +13,6 @@ use super::control_block::{
 };
 use super::instructions::{block, take_pending};
 use super::registers;
-use crate::device::apic;
 use crate::guest::vectoring::{self, Event, Exception, Kind};
 use crate::memory::address::HostPhysical;
 use crate::processor::descriptor::{Segment, SegmentRegister};
@@ -148,7 +147,6 @@ impl ControlBlock {
 
     fn exit(&self) -> Exit {
         match self.code() {
-            ExitCode::Nmi if self.has(Notes::ASKED) => Exit::Asked,
             ExitCode::Nmi => Exit::Nmi,
             ExitCode::ExceptionDebug if self.has(Notes::STEPPED) => Exit::NmiWindow,
             ExitCode::ExceptionDebug | ExitCode::ExceptionAlignment => Exit::Exception,
@@ -256,16 +254,6 @@ impl ControlBlock {
     /// Drops translations of the guest at the next VMRUN.
     pub(super) fn flush(&self) {
         self.tlb_control.set(self.own.flush.get());
-    }
-}
-
-/// Has the guest exit before its first instruction: an NMI to this CPU waits, while the global interrupt flag is 0, until the
-/// guest is entered and what is to be injected was delivered. The handler of NMIs does not count it.
-pub(super) fn ask() {
-    let block = block();
-    if !block.has(Notes::ASKED) {
-        block.note(Notes::ASKED, true);
-        apic::send_nmi_to_self();
     }
 }
 
@@ -434,7 +422,6 @@ impl GuestState for Current {
         block.interrupt_shadow.set(0);
         if block.has(Notes::STEPPING) {
             block.end_step();
-            ask();
         }
         let flags = block.rflags.get() & !vectoring::RESUME_FLAG;
         block.rflags.set(flags);
@@ -484,9 +471,7 @@ impl GuestState for Current {
         if !on {
             return;
         }
-        if self.is_occupied() {
-            ask();
-        } else if !block.has(Notes::NMI_MASKED) {
+        if !block.has(Notes::NMI_MASKED) {
             // The handler's IRET, or the instruction behind STI or MOV SS. Where a handler runs its IRET exits.
             block.step();
         }

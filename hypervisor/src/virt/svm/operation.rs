@@ -12,10 +12,12 @@ use super::control_block::{
     VM_CR_REDIRECT_INIT, msr as svm_msr, writes_control_register,
 };
 use super::entry::{enter, nmi};
-use super::guest::{Current, ask, take};
+use super::guest::{Current, take};
 use super::instructions::{block, interrupts_for_a_moment, stgi, vmsave};
 use super::maps::{MsrPermissions, PortPermissions};
+use crate::cpu::CpuShared;
 use crate::cpu::window::Windows;
+use crate::device::apic;
 use crate::error::Failure;
 use crate::memory::address::HostPhysical;
 use crate::memory::page_table::Npt;
@@ -55,6 +57,7 @@ const BLOCK_BYTES: u64 = 4096;
 impl Virtualization for Svm {
     const VENDOR: Vendor = Vendor::Svm;
     const CONTROL_BLOCK_IS_MEMORY: bool = true;
+    const WINDOW_BEHIND_EVENTS: bool = false;
     type Capabilities = Features;
     type Guest = Current;
     type NestedFormat = Npt;
@@ -258,13 +261,16 @@ impl Virtualization for Svm {
         take();
     }
 
-    fn exit_soon(&mut self) {
-        ask();
+    /// An NMI to this CPU waits, while the global interrupt flag is 0, until the guest is entered and what is to be injected was
+    /// delivered.
+    fn exit_soon(&mut self, shared: &CpuShared) {
+        if shared.kick_self() {
+            apic::send_nmi_to_self();
+        }
     }
 
-    fn exited_soon(&mut self) {
-        take();
-    }
+    /// The exit is one by an NMI.
+    fn exited_soon(&mut self) {}
 
     /// Nested page tables have as many levels as the host's.
     fn nested_levels() -> u32 {

@@ -13,8 +13,8 @@ use super::fields::{ACTIVITY_ACTIVE, ACTIVITY_HLT, Field, PinBased};
 use super::guest::{Current, write_segment};
 use super::instructions::{interrupts_for_a_moment, invalidate_all, read, write};
 use super::maps::{MsrBitmap, PortBitmaps};
-use crate::cpu::TABLES_AT;
 use crate::cpu::window::Windows;
+use crate::cpu::{CpuShared, TABLES_AT};
 use crate::error::Failure;
 use crate::memory::address::HostPhysical;
 use crate::memory::page_table::Ept;
@@ -52,6 +52,7 @@ pub(super) const PIN_WITH_TIMER: usize = offset_of!(Vmx, pin_with_timer);
 impl Virtualization for Vmx {
     const VENDOR: Vendor = Vendor::Vmx;
     const CONTROL_BLOCK_IS_MEMORY: bool = false;
+    const WINDOW_BEHIND_EVENTS: bool = true;
     type Capabilities = Controls;
     type Guest = Current;
     type NestedFormat = Ept;
@@ -283,7 +284,7 @@ impl Virtualization for Vmx {
         count.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn exit_soon(&mut self) {
+    fn exit_soon(&mut self, _shared: &CpuShared) {
         // As the NMI handler does it.
         write(Field::PinBasedControls, u64::from(self.pin_with_timer));
         write(Field::PreemptionTimer, 0);
