@@ -5,7 +5,7 @@
 //! at last it has them come back to this program.
 
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use gaol_cell::instructions::read_tsc;
 use gaol_cell::{apic, cpus, interrupts};
@@ -35,6 +35,10 @@ const PROGRAM_AT: u64 = SCRATCH + 0x4_f000;
 static SEED: AtomicU64 = AtomicU64::new(0);
 static COUNT: AtomicU64 = AtomicU64::new(0);
 static IDS: [AtomicU32; MOST] = [const { AtomicU32::new(u32::MAX) }; MOST];
+/// CPUs beside the first that have come so far that an NMI finds its handler.
+static READY: AtomicU32 = AtomicU32::new(0);
+/// All are ready: the attacks, among which are NMIs to the others, may begin.
+static BEGUN: AtomicBool = AtomicBool::new(false);
 /// CPUs beside the first that have done their part.
 static DONE: AtomicU32 = AtomicU32::new(0);
 /// CPUs that have come back after a startup IPI.
@@ -73,6 +77,10 @@ fn other(number: u32) -> ! {
         cpus::halt()
     }
     IDS[number as usize].store(apic::id(), Ordering::Release);
+    READY.fetch_add(1, Ordering::Release);
+    while !BEGUN.load(Ordering::Acquire) {
+        spin_loop();
+    }
     attack(number);
     DONE.fetch_add(1, Ordering::Release);
     // Now it is at the mercy of the first.
@@ -104,6 +112,10 @@ pub fn run(cpus: u16, seed: u64, count: u64) {
     COUNT.store(count, Ordering::Relaxed);
     say!("seed {seed:#x}, {cpus} CPUs");
     cpus::start_others(other);
+    while READY.load(Ordering::Acquire) < others {
+        spin_loop();
+    }
+    BEGUN.store(true, Ordering::Release);
     attack(0);
     while DONE.load(Ordering::Acquire) < others {
         spin_loop();
