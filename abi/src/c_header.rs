@@ -390,6 +390,7 @@ enumerations! {
         OtherMachine, MachineInvalid, MemoryUnknown, RestartTooLarge, HypervisorFault,
         TooManyDevices, DeviceDiffers, DeviceStuck, UnprotectedDma, DeviceNotTaken, DeviceGone,
         IommuInUse, IommuCapability, IommuStuck, IommuSources, DeviceHasReservedDma, IommuFull, DeviceSharesRequester,
+        IommuLines,
     }
     communication::CellState { Running, RunningLocked, ShutDown, Failed, FailedRevision }
     communication::Message { None, ShutdownRequest, ReconfigCompleted }

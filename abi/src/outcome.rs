@@ -207,6 +207,8 @@ pub enum Reason {
     /// A bridge to conventional PCI may speak in the place of the PCI function, so that no IOMMU can tell it from others
     /// \[segment << 16 | function\].
     DeviceSharesRequester = 146,
+    /// The IOMMU of an IOAPIC has no interrupt entry left for a line \[address of the IOAPIC's registers\].
+    IommuLines = 147,
 }
 
 /// What [`Reason::MachineInvalid`] is about.
@@ -248,7 +250,7 @@ pub enum MachineFault {
 #[repr(u64)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsupported {
-    /// Interrupt lines in a cell while an IOMMU remaps interrupts for Linux.
+    /// Interrupt lines of an IOAPIC whose interrupts Linux has remapped by an IOMMU that the hypervisor does not have.
     RemappedInterrupts = 2,
     /// Cache ways of a cell.
     CacheWays = 3,

@@ -470,6 +470,12 @@ fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
             ),
             "Write fewer `vectors`, or give cells fewer PCI functions.",
         ),
+        Reason::IommuLines => words(
+            format!(
+                "the IOMMU of the IOAPIC at {detail:#x} has no interrupt entry left for a line"
+            ),
+            "Give cells fewer interrupt lines, or PCI functions with fewer `vectors`.",
+        ),
         Reason::IommuInUse => words(
             format!("Linux has the IOMMU at {detail:#x} translate DMA"),
             "Boot Linux with `intel_iommu=off`: Gaol then has the IOMMU, and Linux goes on to remap its interrupts.",
@@ -568,8 +574,8 @@ fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
         Reason::Unsupported => words(
             match Unsupported(detail) {
                 Unsupported::RemappedInterrupts => {
-                    "this build gives no interrupt lines to cells while Linux lets an IOMMU remap interrupts (boot it with \
-                     intremap=off)"
+                    "Linux has an IOMMU remap interrupts, and the firmware's table does not say that the IOAPIC of these \
+                     interrupt lines is behind one (boot it with intremap=off)"
                 }
                 Unsupported::CacheWays => "this build gives no cache ways to cells yet",
                 _ => "this build can't do what the configuration asks for yet",

@@ -2,13 +2,15 @@
 //!
 //! The bytes are a sequence of deeds of three guests, the root and two cells. Promises: no message reaches a processor
 //! outside the sender's cell; no SMI at all, and no INIT or ExtINT of a pin or a local vector of a cell; pins change by
-//! their owner's deeds only; no two owners have level-triggered pins of one vector; whoever comes and goes.
+//! their owner's deeds only; no two owners have level-triggered pins of one vector; whoever comes and goes. The same where
+//! an IOMMU remaps the pins' messages, whose table has entries of all three.
 
 use gaol_hypervisor::device::interrupt_command::{Command, Processor};
 use gaol_hypervisor::device::interrupt_route::{Action, Member, route};
 use gaol_hypervisor::device::io_apic::entry::Entry;
-use gaol_hypervisor::device::io_apic::judge::{CELL_LEVEL_VECTORS, Receiver, Receivers};
+use gaol_hypervisor::device::io_apic::judge::{CELL_LEVEL_VECTORS, Receiver, Receivers, Remapping};
 use gaol_hypervisor::device::io_apic::{Chip, IoApics};
+use gaol_hypervisor::error::Failure;
 use gaol_hypervisor::guest::interrupt::lvt_is_harmless;
 
 const PINS: usize = 24;
@@ -16,6 +18,9 @@ const BASE: u64 = 0xfec0_0000;
 const ROOT: u32 = 0;
 const CELLS: [u32; 2] = [1, 2];
 const CPUS: u32 = 8;
+/// The IOMMU's entries before this one are the root's; there are so many for cells.
+const ROOT_ENTRIES: u16 = 1536;
+const CELL_ENTRIES: usize = 8;
 const IN_SERVICE: u64 = 1 << 14;
 const STATUS: u64 = 1 << 12 | IN_SERVICE;
 
@@ -27,6 +32,9 @@ struct Model {
     version: u8,
     /// Who may change entries at the moment.
     guest: Option<u32>,
+    remapping: Remapping,
+    /// The IOMMU's entries for cells: taken, and what they send, for whom.
+    table: [Option<Option<(Entry, u32)>>; CELL_ENTRIES],
 }
 
 impl Model {
@@ -38,7 +46,10 @@ impl Model {
         if entry.masked() {
             return;
         }
-        let mode = entry.delivery_mode();
+        let Some(message) = self.message(entry, owner) else {
+            return;
+        };
+        let mode = message.delivery_mode();
         assert!(matches!(mode, 0 | 1 | 4) || (owner == ROOT && mode == 7));
         if mode < 2 {
             assert!(entry.vector() >= 16);
@@ -48,7 +59,7 @@ impl Model {
         }
         for receiver in &self.machine.0 {
             let may_be = receiver.owner == Some(owner);
-            assert!(may_be || !is_reached(entry, receiver), "{entry:?}");
+            assert!(may_be || !is_reached(message, receiver), "{message:?}");
         }
         for (other, bits) in self.entries.iter().enumerate() {
             let other_entry = Entry::from_bits(*bits);
@@ -56,6 +67,34 @@ impl Model {
             let both_level = entry.level() && other_entry.level() && !other_entry.masked();
             assert!(!both_level || !is_same || self.owners[other] == owner);
         }
+    }
+
+    /// The message that arrives for an entry; `None`: what the root's own table says.
+    fn message(&self, entry: Entry, owner: u32) -> Option<Entry> {
+        if self.remapping == Remapping::None {
+            return Some(entry);
+        }
+        if owner == ROOT {
+            assert!(!entry.remapped() || entry.handle() < ROOT_ENTRIES);
+            return (!entry.remapped()).then_some(entry);
+        }
+        assert!(entry.remapped());
+        let sent = self.table[self.slot(entry.handle())].expect("an entry that was taken");
+        let (sent, of) = sent.expect("an entry that sends something");
+        assert_eq!(of, owner);
+        assert_eq!(
+            (sent.vector(), sent.level()),
+            (entry.vector(), entry.level())
+        );
+        Some(sent)
+    }
+
+    fn slot(&self, handle: u16) -> usize {
+        usize::from(
+            handle
+                .checked_sub(ROOT_ENTRIES)
+                .expect("an entry for cells"),
+        )
     }
 }
 
@@ -127,6 +166,39 @@ impl Chip for Model {
                 *entry &= !IN_SERVICE;
             }
         }
+    }
+
+    fn remapping(&mut self, _: u64) -> Remapping {
+        self.remapping
+    }
+
+    fn take_entry(&mut self, _: u64) -> Result<u16, Failure> {
+        let mut slots = self.table.iter();
+        let slot = slots.position(Option::is_none);
+        let slot = slot.ok_or(Failure::out_of_frames())?;
+        self.table[slot] = Some(None);
+        Ok(ROOT_ENTRIES + slot as u16)
+    }
+
+    fn send(&mut self, _: u64, handle: u16, entry: Entry, owner: u32, _: &impl Receivers) -> bool {
+        let slot = self.slot(handle);
+        assert!(self.table[slot].is_some());
+        // Some vectors are taken badly.
+        let is_taken = entry.vector() % 16 != 5;
+        self.table[slot] = Some(is_taken.then_some((entry, owner)));
+        is_taken
+    }
+
+    fn block(&mut self, _: u64, handle: u16) {
+        let slot = self.slot(handle);
+        assert!(self.table[slot].is_some());
+        self.table[slot] = Some(None);
+    }
+
+    fn give_entry(&mut self, _: u64, handle: u16) {
+        let slot = self.slot(handle);
+        assert_eq!(self.table[slot], Some(None));
+        self.table[slot] = None;
     }
 }
 
@@ -251,6 +323,14 @@ pub fn run(bytes: &[u8]) {
         machine: Machine::new(*how),
         version: if how & 8 != 0 { 0x20 } else { 0x11 },
         guest: None,
+        remapping: if how & 16 != 0 {
+            Remapping::Own {
+                root_entries: ROOT_ENTRIES.into(),
+            }
+        } else {
+            Remapping::None
+        },
+        table: [None; CELL_ENTRIES],
     };
     let mut io_apics = IoApics::new();
     io_apics.add(BASE, 0, PINS as u8);
@@ -312,6 +392,11 @@ fn change_hands(io_apics: &mut IoApics, model: &mut Model, register: u8, who: u8
             let given = io_apics.check(pin as u32).is_ok();
             assert_eq!(given, before.0 == ROOT && before.1 & 1 << 16 != 0);
             if given {
+                let is_room = model.table.iter().any(Option::is_none);
+                if model.remapping != Remapping::None && !is_room {
+                    assert!(io_apics.assign(model, pin as u32, cell).is_err());
+                    return;
+                }
                 model.owners[pin] = cell;
                 assert!(io_apics.assign(model, pin as u32, cell).is_ok());
                 assert_eq!(model.entries[pin], 1 << 16);
@@ -331,6 +416,9 @@ fn change_hands(io_apics: &mut IoApics, model: &mut Model, register: u8, who: u8
                 assert_eq!(io_apics.owner(pin as u32), Some(ROOT), "{owner}");
                 assert_eq!(model.entries[pin] & (1 << 16 | IN_SERVICE), 1 << 16);
             }
+            let held = model.table.iter().flatten().count();
+            let of_cells = model.owners.iter().filter(|owner| **owner != ROOT).count();
+            assert!(model.remapping == Remapping::None || held == of_cells);
         }
         2 => io_apics.reset(model, cell),
         _ => move_cpu(io_apics, model, usize::from(register) % 4, cell),

@@ -23,6 +23,14 @@ const TRANSMITTER_EMPTY: u8 = 2;
 const EDGE_VECTOR: Vector = Vector::new(0x51);
 const LEVEL_VECTOR: Vector = Vector::new(0xf3);
 
+/// Bit of an entry: it names one of an IOMMU's, where one remaps interrupts.
+const NAMES_ENTRY: u64 = 1 << 48;
+/// Of the entries that can be named so, each of this number is tried.
+const STEP: usize = 251;
+
+/// APIC ids of the cell's CPUs, as its configuration has them.
+const OWN: core::ops::Range<u32> = 1..4;
+
 /// Pins of Linux' and pins that nobody uses.
 const FOREIGN: [u8; 6] = [0, 1, 2, 4, 9, 14];
 
@@ -73,6 +81,30 @@ fn count(entry: u64, rounds: u32) -> u32 {
     CAME.load(Ordering::Relaxed) - before
 }
 
+/// The entry that would have an IOMMU send what stands in its table at `handle`.
+fn naming(handle: u64, vector: u8) -> u64 {
+    (handle & 0x7fff) << 49 | NAMES_ENTRY | handle >> 15 << 11 | u64::from(vector)
+}
+
+/// Names entries of an IOMMU's table, Linux' and others'. A cell's entry is always taken for one that names a processor:
+/// returns how many were kept masked or not as that processor is, of how many.
+fn name_entries(vector: u8) -> (u32, u32) {
+    let (mut right, mut all) = (0, 0);
+    for handle in (0..1u64 << 15).step_by(STEP) {
+        io_apic::set_entry(LINE, naming(handle, vector));
+        let destination = (handle >> 7) as u32;
+        let is_own = OWN.contains(&destination) || destination == 0xff;
+        let entry = io_apic::entry_of(LINE);
+        if (entry & MASKED == 0) == is_own {
+            right += 1;
+        } else {
+            println!("interrupts: handle {handle:#x}: {entry:#x}");
+        }
+        all += 1;
+    }
+    (right, all)
+}
+
 fn wait(_number: u32) -> ! {
     halt_until(|| false);
     cpus::halt()
@@ -114,6 +146,9 @@ pub fn run(cell: &mut Cell, rounds: u32) -> ! {
         let is_masked = io_apic::entry_of(LINE) & MASKED != 0;
         println!("interrupts: refused {what}: masked {is_masked}, {came} came");
     }
+    let (right, all) = name_entries(edge);
+    said("entries of an IOMMU named", right, all);
+    said("in that format", count(good | NAMES_ENTRY, 10), 10);
     let mut masked = 0;
     for pin in FOREIGN {
         io_apic::set_entry(pin, good);

@@ -288,20 +288,26 @@ impl Explainer<'_> {
     }
 
     pub(super) fn unsupported(&self) -> (Option<Place>, Words) {
+        const NEWER: &str = "Take the key out, or use a newer hypervisor: `gaol config check` accepts what it can't do yet.";
         let places = &self.cell.places;
-        let (place, what) = match Unsupported(self.refusal.detail) {
+        let (place, message, remedy) = match Unsupported(self.refusal.detail) {
             Unsupported::RemappedInterrupts => (
                 places.interrupts.first().cloned(),
-                "interrupt lines that an IOMMU remaps for Linux",
+                "Linux has an IOMMU remap interrupts, and the firmware does not say which one these lines' IOAPIC is behind",
+                "Boot Linux with `intremap=off`.",
             ),
             Unsupported::CacheWays => (
                 places.l3_ways.clone().or_else(|| places.l2_ways.clone()),
-                "cache ways",
+                "this hypervisor can't give cache ways to a cell yet",
+                NEWER,
             ),
-            _ => (None, "something of this"),
+            _ => (
+                None,
+                "this hypervisor can't give something of this to a cell yet",
+                NEWER,
+            ),
         };
-        let message = format!("this hypervisor can't give {what} to a cell yet");
-        let remedy = "Take the key out, or use a newer hypervisor: `gaol config check` accepts what it can't do yet.";
+        let message = message.to_owned();
         (place, words(message, "not supported", remedy))
     }
 }

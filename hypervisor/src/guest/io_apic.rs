@@ -3,7 +3,8 @@
 //!
 //! That the root's accesses are moderated at all times keeps what it writes and what hardware has in step, whoever comes
 //! and goes; Linux writes to IOAPICs when it sets up or moves an interrupt, hardly ever when one comes. The index register
-//! is shadowed for each CPU. The lock is held for the accesses to one pin's registers; nothing exits meanwhile.
+//! is shadowed for each CPU. The lock is held for the accesses to one pin's registers and, where an IOMMU remaps interrupts, for
+//! the change of the pin's entry there, which has a deadline; nothing exits meanwhile.
 
 use core::sync::atomic::Ordering;
 
@@ -19,10 +20,11 @@ use super::mmio::{Refused, Registers};
 use crate::cell::moderated::{self, Moderated, What};
 use crate::cpu::window::Windows;
 use crate::cpu::{self, PerCpu};
-use crate::device::io_apic::judge::{ROOT, Receiver, Receivers};
+use crate::device::io_apic::entry::Entry;
+use crate::device::io_apic::judge::{ROOT, Receiver, Receivers, Remapping};
 use crate::device::io_apic::{Chip, IoApics, LineRefused, offset};
 use crate::error::Failure;
-use crate::iommu::service;
+use crate::iommu::service::{self, lines};
 use crate::launch::parameters;
 use crate::memory::address::{GuestPhysical, HostPhysical, Range};
 use crate::memory::page_table::{PageTable, Tables};
@@ -65,6 +67,36 @@ impl Chip for Hardware {
     fn end_of_interrupt(&mut self, base: u64, vector: u8) {
         let end = Self::at(base, offset::END_OF_INTERRUPT);
         self.0.write_device(end, 4, vector.into());
+    }
+
+    fn remapping(&mut self, base: u64) -> Remapping {
+        lines::remapping(base)
+    }
+
+    fn take_entry(&mut self, base: u64) -> Result<u16, Failure> {
+        lines::take(base)
+    }
+
+    fn send(
+        &mut self,
+        base: u64,
+        handle: u16,
+        entry: Entry,
+        owner: u32,
+        receivers: &impl Receivers,
+    ) -> bool {
+        lines::set(self.0, (base, handle), Some((entry, owner)), receivers).is_ok()
+    }
+
+    fn block(&mut self, base: u64, handle: u16) {
+        // The pin is masked: an IOMMU that does not answer sends nothing for it either.
+        let none = Processors(CpuSet::EMPTY);
+        let _ = lines::set(self.0, (base, handle), None, &none);
+    }
+
+    fn give_entry(&mut self, base: u64, handle: u16) {
+        // As above; the entry stays taken then.
+        let _ = lines::release(self.0, base, handle);
     }
 }
 
@@ -200,6 +232,7 @@ fn refused(line: &Interrupt, why: LineRefused) -> Failure {
         LineRefused::Remapped => {
             Failure::configuration(Reason::Unsupported, Unsupported::RemappedInterrupts.0)
         }
+        LineRefused::Iommu(failure) => failure,
     }
 }
 

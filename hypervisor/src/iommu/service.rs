@@ -9,6 +9,8 @@
 //! Invariant: what a function must not reach any more is forgotten by its IOMMU when the call returns. The lock is held for
 //! one change and what its unit needs to forget, which has a deadline; who has it waits for no CPU.
 
+pub mod lines;
+
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use gaol_abi::config::{

@@ -6,9 +6,9 @@ use anyhow::{Result, ensure};
 
 use super::{CPUS, Context, load_modules};
 use crate::gaol::Gaol;
-use crate::machine::Platform;
+use crate::machine::{Platform, Spec};
 use crate::qemu::Iommu;
-use crate::runner::{Check, Group};
+use crate::runner::{Check, Except, Group};
 
 const CELL: &str = "interrupts";
 /// Its configuration.
@@ -19,42 +19,28 @@ const FREE_PIN: u32 = 20;
 const IO_APIC: u64 = 0xfec0_0000;
 const MASKED: u64 = 1 << 16;
 
+const LINES: Check = Check {
+    name: "lines-of-a-device-without-an-exit",
+    run: lines,
+};
+const ROOT: Check = Check {
+    name: "the-root-does-not-reach-a-cells-line-or-cpu",
+    run: root,
+};
+const REMAPPED: &str = "the-root-does-not-reach-them-through-the-iommu";
+const NO_IOMMU: &str = "no machine of it has an IOMMU";
+
 pub(super) const GROUP: Group = Group {
     name: "interrupts",
-    // The cell's device: nobody opens it in Linux.
-    machine: |spec| {
-        let in_use = CONFIGURATION.replace("interrupts = [3]", "interrupts = [3, 4]");
-        let mut spec = spec
-            .hardware("com4: enabled=1, mode=null")
-            .content("root/in-use.toml", in_use);
-        // Cells get lines as long as no IOMMU remaps interrupts for Linux.
-        if spec.platform == Platform::Qemu {
-            spec.qemu.iommu = Iommu::Dma;
-        }
-        spec.qemu.arguments.extend(
-            [
-                "-chardev",
-                "null,id=nobody",
-                "-device",
-                "isa-serial,index=3,chardev=nobody",
-            ]
-            .map(str::to_owned),
-        );
-        Ok(spec)
-    },
-    prepare: |context| {
-        load_modules(context)?;
-        context.enable()
-    },
-    except: &[],
+    machine: |spec| Ok(machine(spec)),
+    prepare,
+    except: &[Except::check(Platform::Bochs, REMAPPED, NO_IOMMU)],
     checks: &[
+        LINES,
+        ROOT,
         Check {
-            name: "lines-of-a-device-without-an-exit",
-            run: lines,
-        },
-        Check {
-            name: "the-root-does-not-reach-a-cells-line-or-cpu",
-            run: root,
+            name: REMAPPED,
+            run: through_the_iommu,
         },
         Check {
             name: "a-line-that-linux-uses-is-refused",
@@ -66,6 +52,42 @@ pub(super) const GROUP: Group = Group {
         },
     ],
 };
+
+/// Where the IOMMU leaves interrupts alone.
+pub(super) const NOT_REMAPPED: Group = Group {
+    name: "interrupts-without-remapping",
+    machine: |spec| {
+        let mut spec = machine(spec);
+        spec.qemu.iommu = Iommu::Dma;
+        Ok(spec)
+    },
+    prepare,
+    except: &[Except::group(Platform::Bochs, NO_IOMMU)],
+    checks: &[LINES, ROOT],
+};
+
+/// With the cell's device, which nobody opens in Linux.
+fn machine(spec: Spec) -> Spec {
+    let in_use = CONFIGURATION.replace("interrupts = [3]", "interrupts = [3, 4]");
+    let mut spec = spec
+        .hardware("com4: enabled=1, mode=null")
+        .content("root/in-use.toml", in_use);
+    spec.qemu.arguments.extend(
+        [
+            "-chardev",
+            "null,id=nobody",
+            "-device",
+            "isa-serial,index=3,chardev=nobody",
+        ]
+        .map(str::to_owned),
+    );
+    spec
+}
+
+fn prepare(context: &mut Context) -> Result<()> {
+    load_modules(context)?;
+    context.enable()
+}
 
 /// Starts the cell and waits until it is through; returns what it has said since.
 fn start(context: &mut Context, what: &str) -> Result<String> {
@@ -140,6 +162,8 @@ fn lines(context: &mut Context) -> Result<()> {
             "refused ExtINT: masked true, 0 came",
             "refused an exception's vector: masked true, 0 came",
             "refused a vector of Linux' level: masked true, 0 came",
+            "entries of an IOMMU named: 131 of 131",
+            "in that format: 10 of 10",
             "foreign pins masked: 6 of 6",
             "again: 10 of 10",
         ],
@@ -168,6 +192,105 @@ fn read(context: &mut Context, register: u32) -> Result<u64> {
     value.ok_or_else(|| anyhow::anyhow!("the IOAPIC can't be read"))
 }
 
+/// Writes an entry to the free pin. Whether it was refused.
+fn aim(context: &mut Context, high: u32, value: u32) -> Result<bool> {
+    let low = 0x10 + 2 * FREE_PIN;
+    write(context, low + 1, high)?;
+    write(context, low, value)?;
+    let is_masked = read(context, low)? & MASKED != 0;
+    write(context, low, MASKED as u32)?;
+    Ok(is_masked)
+}
+
+/// The cell still gets each interrupt of its line.
+fn is_well(context: &mut Context) -> Result<()> {
+    wait_for_more(context)?;
+    let console = context.machine.check("gaol console")?;
+    ensure!(!console.contains("one is missing"), "{console}");
+    Ok(())
+}
+
+/// Registers of the unit, and what is written to the last one to have it look at the table of interrupts.
+const UNIT: u64 = 0xfed9_0000;
+const COMMAND: u64 = UNIT + 0x18;
+const STATUS: u64 = UNIT + 0x1c;
+const INTERRUPT_TABLE: u64 = UNIT + 0xb8;
+const SET_INTERRUPT_TABLE: u64 = 1 << 24;
+/// The IOAPIC, as the firmware tells the IOMMU, verified.
+const OF_IO_APIC: u64 = 0x4_ff00;
+/// An entry that Linux does not use.
+const FREE_ENTRY: u64 = 200;
+
+/// An entry of a pin that names one of the IOMMU's: its high and its low half.
+fn naming(handle: u32, vector: u32) -> (u32, u32) {
+    (
+        (handle & 0x7fff) << 17 | 1 << 16,
+        (handle >> 15) << 11 | vector,
+    )
+}
+
+fn peek(context: &mut Context, width: u32, at: u64) -> Result<u64> {
+    let value = context.poke(&format!("r{width} {at:x}"))?;
+    value.ok_or_else(|| anyhow::anyhow!("{at:#x} can't be read"))
+}
+
+/// What the list of cells tells of the IOMMUs.
+fn figure(context: &mut Context, name: &str) -> Result<u64> {
+    let list = context.machine.gaol("cell list")?;
+    let figure = list["iommus"][name].as_u64();
+    figure.ok_or_else(|| anyhow::anyhow!("{name} is not told: {list}"))
+}
+
+/// The IOMMU knows IOAPICs, not pins: Linux' pins could name the entry of the cell's. And Linux has a table of its own.
+fn through_the_iommu(context: &mut Context) -> Result<()> {
+    start(context, "lines")?;
+    let (high, low) = naming(FREE_ENTRY as u32, 0x61);
+    ensure!(!aim(context, high, low)?, "an entry of Linux' is refused");
+    // Behind the root's entries, whose number is a power of two but for those of the cells, which are 512.
+    let mut named = 0;
+    for size in 11..=16 {
+        let first = (1u32 << size) - 512;
+        for handle in first..first + 3 {
+            for (handle, vector) in [(handle, 0x51), (handle, FREE_PIN), (handle, 0xf3 | 1 << 15)] {
+                let (high, low) = naming(handle, vector);
+                ensure!(aim(context, high, low)?, "entry {handle} can be named");
+                named += 1;
+            }
+        }
+    }
+    ensure!(named == 54);
+    let overruled = |context: &mut Context| figure(context, "overruled");
+    ensure!(figure(context, "entries")? == 1, "of the cell's line");
+    let table = peek(context, 64, INTERRUPT_TABLE)?;
+    let entry = (table & !0xfff) + 16 * FREE_ENTRY;
+    ensure!(peek(context, 64, entry)? == 0, "Linux uses the entry");
+    let status = peek(context, 32, STATUS)?;
+    ensure!(status & SET_INTERRUPT_TABLE != 0, "{status:#x}");
+    // To Linux' own CPU and to one of the cell's: the latter is not there for the unit.
+    for (destination, is_overruled) in [(0u64, false), (2, true)] {
+        let before = overruled(context)?;
+        context.poke(&format!("w64 {:x} {OF_IO_APIC:x}", entry + 8))?;
+        context.poke(&format!(
+            "w64 {entry:x} {:x}",
+            destination << 40 | 0x0051_0001
+        ))?;
+        context.poke(&format!("w64 {INTERRUPT_TABLE:x} {table:x}"))?;
+        context.poke(&format!("w32 {COMMAND:x} {status:x}"))?;
+        let after = overruled(context)?;
+        ensure!(
+            (after > before) == is_overruled,
+            "{destination}: {before}, {after}"
+        );
+        ensure!(!aim(context, high, low)?);
+    }
+    context.poke(&format!("w64 {entry:x} 0"))?;
+    context.poke(&format!("w32 {COMMAND:x} {status:x}"))?;
+    is_well(context)?;
+    end(context)?;
+    ensure!(figure(context, "entries")? == 0, "of the cell's line");
+    Ok(())
+}
+
 /// Linux has one CPU meanwhile, so that its index register is one, too.
 fn root(context: &mut Context) -> Result<()> {
     let low = |pin: u32| 0x10 + 2 * pin;
@@ -182,13 +305,6 @@ fn root(context: &mut Context) -> Result<()> {
         ensure!(read(context, low(LINE))? == MASKED);
     }
     ensure!(read(context, low(FREE_PIN))? & MASKED != 0);
-    let aim = |context: &mut Context, destination: u32, value: u32| {
-        write(context, low(FREE_PIN) + 1, destination << 24)?;
-        write(context, low(FREE_PIN), value)?;
-        let is_masked = read(context, low(FREE_PIN))? & MASKED != 0;
-        write(context, low(FREE_PIN), 0x1_0000)?;
-        anyhow::Ok(is_masked)
-    };
     for (destination, value, is_refused) in [
         (0, 0x61, false),
         (2, 0x61, true),
@@ -201,13 +317,11 @@ fn root(context: &mut Context) -> Result<()> {
         (0, 0x261, true),
     ] {
         ensure!(
-            aim(context, destination, value)? == is_refused,
+            aim(context, destination << 24, value)? == is_refused,
             "{value:#x} to {destination:#x}: refused is not {is_refused}"
         );
     }
-    wait_for_more(context)?;
-    let console = context.machine.check("gaol console")?;
-    ensure!(!console.contains("one is missing"), "{console}");
+    is_well(context)?;
     end(context)?;
     // Linux has all its CPUs again, each with an index register of its own.
     let entry = format!(

@@ -61,6 +61,7 @@ pub const GROUPS: &[Group] = &[
     hypervisor_fault::GROUP,
     protections::GROUP,
     interrupts::GROUP,
+    interrupts::NOT_REMAPPED,
     memory::GROUP,
     mmio::GROUP,
     refusals::GROUP,

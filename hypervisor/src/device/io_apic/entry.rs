@@ -72,6 +72,28 @@ impl Entry {
         (self.into_bits() >> 32) as u32
     }
 
+    /// The IOMMU's entry that an entry in the remapped format names.
+    #[must_use]
+    pub const fn handle(self) -> u16 {
+        let high = if self.logical() { 1 << 15 } else { 0 };
+        high | (self.destination() as u16) << 7 | self.index() as u16
+    }
+
+    /// The entry of a pin for which an IOMMU sends what this entry says, by its own entry `handle`. Vector and trigger mode
+    /// stand in both (VT-d, "Programming in I/OxAPIC"): by the vector the IOAPIC knows the end of an interrupt.
+    #[must_use]
+    pub const fn through(self, handle: u16) -> Self {
+        Self::new()
+            .with_vector(self.vector())
+            .with_active_low(self.active_low())
+            .with_level(self.level())
+            .with_masked(self.masked())
+            .with_remapped(true)
+            .with_logical(handle >> 15 != 0)
+            .with_destination((handle >> 7) as u8)
+            .with_index(handle as u8 & 0x7f)
+    }
+
     /// With another low half, without its status.
     #[must_use]
     pub const fn with_low(self, value: u32) -> Self {

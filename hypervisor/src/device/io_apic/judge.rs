@@ -8,6 +8,9 @@
 //! would let the other's line interrupt once more than its handler expects. So the vectors of level-triggered pins are
 //! parted: those of [`CELL_LEVEL_VECTORS`] are the cells', of which the first to use one has it, and all others the root's.
 //! Linux has its own messages between CPUs there and gives them to no pin.
+//!
+//! Where an IOMMU remaps interrupts, an entry of the root's names one of the IOMMU's that is the root's, and a cell's pin has
+//! one of its own there, which is all that this pin's entry in hardware ever names.
 #![forbid(unsafe_code)]
 
 use core::ops::RangeInclusive;
@@ -57,27 +60,43 @@ pub trait Receivers {
     fn get(&self, number: u32) -> Option<Receiver>;
 }
 
-/// What hardware may get of an entry that `owner` wrote; `remapped`: an IOMMU remaps interrupts, and Linux programs it.
-/// `None`: it has to stay masked.
+/// By whose table an IOAPIC's messages are remapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Remapping {
+    /// By none: they arrive as the pins' entries say.
+    None,
+    /// By the hypervisor's.
+    Own {
+        /// So many entries at its front are copies of the root's.
+        root_entries: u32,
+    },
+    /// By one that the hypervisor knows nothing of, and Linux programs.
+    Foreign,
+}
+
+/// What may be of an entry that `owner` wrote. `None`: it has to stay masked. Where [`Remapping::Own`] holds, a cell's is
+/// what the IOMMU has to send for its pin.
 #[must_use]
 pub fn judge(
     entry: Entry,
     owner: u32,
-    remapped: bool,
+    remapping: Remapping,
     receivers: &impl Receivers,
 ) -> Option<Entry> {
-    if remapped && owner == ROOT {
+    let is_root = owner == ROOT;
+    match remapping {
         // What the message is stands in the IOMMU's table.
-        return Some(entry);
+        Remapping::Foreign if is_root => return Some(entry),
+        Remapping::Foreign if !entry.masked() => return None,
+        Remapping::Own { root_entries } if is_root && entry.remapped() => {
+            return names_own(entry, root_entries).then_some(entry);
+        }
+        _ => {}
     }
     let entry = entry.with_remapped(false).with_index(0);
     if entry.masked() {
         return Some(entry);
     }
-    if remapped {
-        return None;
-    }
-    let is_root = owner == ROOT;
     let entry = match entry.delivery_mode() {
         mode::FIXED | mode::LOWEST_PRIORITY => {
             let is_of_cells = CELL_LEVEL_VECTORS.contains(&entry.vector());
@@ -93,6 +112,14 @@ pub fn judge(
         _ => return None,
     };
     direct(entry, owner, receivers)
+}
+
+/// Whether an entry in the remapped format is masked, or names an entry of the root's. Those of cells' pins can be used by
+/// all pins of the IOAPIC: the IOMMU knows no more than which IOAPIC it was.
+fn names_own(entry: Entry, root_entries: u32) -> bool {
+    // What ends a level-triggered interrupt is this vector, whatever the IOMMU sends.
+    let is_of_cells = entry.level() && CELL_LEVEL_VECTORS.contains(&entry.vector());
+    entry.masked() || u32::from(entry.handle()) < root_entries && !is_of_cells
 }
 
 /// The entry with a destination that reaches processors of the owner only: its own, or, if that reached others as well,

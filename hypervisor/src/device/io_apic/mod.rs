@@ -4,15 +4,21 @@
 //! What a guest writes to a pin of its own is kept as it was written, and hardware gets what may be ([`judge`]); where
 //! nothing may be, the pin stays masked, and reads so.
 //!
-//! Invariant: a pin's entry in hardware was judged for its present owner. A pin that changes hands is masked, with nothing
-//! left in service.
+//! Where an IOMMU remaps interrupts, a cell's pin has an entry in the IOMMU's table for as long as it is the cell's: there
+//! stands what was judged, and the pin's own entry in hardware names it.
+//!
+//! Invariant: a pin's entry in hardware, and the IOMMU's that it names, was judged for its present owner. A pin that changes
+//! hands is masked, with nothing left in service.
 #![forbid(unsafe_code)]
 
+mod change;
 pub mod entry;
 pub mod judge;
 
 use entry::{Entry, STATUS, mode};
-use judge::{ROOT, Receivers};
+use judge::{ROOT, Receivers, Remapping};
+
+use crate::error::Failure;
 
 /// Most IOAPICs. Further ones stay as Linux has them.
 pub const MAX_UNITS: usize = 32;
@@ -42,7 +48,7 @@ const FIRST_ENTRY: u8 = 0x10;
 /// The first version with an end-of-interrupt register.
 const HAS_END_OF_INTERRUPT: u8 = 0x20;
 
-/// Registers of the IOAPICs, by the address where an IOAPIC has them.
+/// Registers of the IOAPICs, by the address where an IOAPIC has them, and entries of the IOMMUs that they are behind.
 pub trait Chip {
     /// Reads a register.
     fn read(&mut self, base: u64, register: u8) -> u32;
@@ -50,6 +56,27 @@ pub trait Chip {
     fn write(&mut self, base: u64, register: u8, value: u32);
     /// Ends the interrupt of this vector. Only of an IOAPIC that has the register.
     fn end_of_interrupt(&mut self, base: u64, vector: u8);
+    /// By whose table the messages are remapped.
+    fn remapping(&mut self, base: u64) -> Remapping;
+    /// Takes an entry of the IOMMU's, which sends nothing. Only where the table is [`Remapping::Own`], as all below.
+    ///
+    /// # Errors
+    /// When there is none left, or the IOMMU does not answer.
+    fn take_entry(&mut self, base: u64) -> Result<u16, Failure>;
+    /// Has an entry that was taken send what this entry of `owner`'s says. Whether it does from now on; else it sends
+    /// nothing new.
+    fn send(
+        &mut self,
+        base: u64,
+        handle: u16,
+        entry: Entry,
+        owner: u32,
+        receivers: &impl Receivers,
+    ) -> bool;
+    /// Has an entry that was taken send nothing.
+    fn block(&mut self, base: u64, handle: u16);
+    /// Gives back an entry that was taken; it sends nothing.
+    fn give_entry(&mut self, base: u64, handle: u16);
 }
 
 /// An IOAPIC.
@@ -62,8 +89,7 @@ struct Unit {
     version: u8,
     /// Where its pins are in [`IoApics::pins`].
     first_pin: usize,
-    /// Linux lets an IOMMU remap its interrupts.
-    remapped: bool,
+    remapping: Remapping,
 }
 
 /// A pin.
@@ -76,7 +102,13 @@ struct Pin {
     hardware: Entry,
     /// What the root wrote, while it is a cell's.
     of_root: Entry,
+    /// The IOMMU's entry that a cell's pin has, and what it sends: nothing if that is masked.
+    handle: Option<u16>,
+    sent: Entry,
 }
+
+/// Where a pin is: its IOAPIC, its number there, its index among all.
+type Place = (Unit, u8, usize);
 
 /// Why a line can't be given to a cell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,8 +117,10 @@ pub enum LineRefused {
     Unknown,
     /// The root uses it, or another cell.
     InUse,
-    /// Interrupts are remapped by an IOMMU.
+    /// Interrupts are remapped by an IOMMU that the hypervisor does not know.
     Remapped,
+    /// An IOMMU remaps them and has no entry for it.
+    Iommu(Failure),
 }
 
 /// All IOAPICs.
@@ -115,6 +149,8 @@ impl IoApics {
             written: Entry::RESET,
             hardware: Entry::RESET,
             of_root: Entry::RESET,
+            handle: None,
+            sent: Entry::RESET,
         };
         Self {
             units: [None; MAX_UNITS],
@@ -136,7 +172,7 @@ impl IoApics {
             pins,
             version: 0,
             first_pin: 0,
-            remapped: false,
+            remapping: Remapping::None,
         });
         Some(number)
     }
@@ -153,6 +189,7 @@ impl IoApics {
             // Nothing answers there.
             let is_there = version != u32::MAX;
             unit.version = version as u8;
+            unit.remapping = chip.remapping(unit.base);
             unit.first_pin = self.used_pins;
             let has = if is_there { there.saturating_add(1) } else { 0 };
             let mut count = 0u8;
@@ -162,7 +199,9 @@ impl IoApics {
                 let low = chip.read(unit.base, low_register(number));
                 let high = chip.read(unit.base, high_register(number));
                 let entry = Entry::new().with_high(high).with_low(low);
-                unit.remapped |= entry.remapped();
+                if entry.remapped() && unit.remapping == Remapping::None {
+                    unit.remapping = Remapping::Foreign;
+                }
                 pin.written = entry;
                 pin.hardware = entry;
                 count = number.saturating_add(1);
@@ -182,16 +221,16 @@ impl IoApics {
         self.unit(number).map(|unit| unit.base)
     }
 
-    /// The unit of the pin `index`, and the pin's number in it.
-    fn place(&self, index: usize) -> Option<(Unit, u8)> {
+    /// Where the pin `index` is.
+    fn place(&self, index: usize) -> Option<Place> {
         self.units.iter().flatten().find_map(|unit| {
             let number = u8::try_from(index.checked_sub(unit.first_pin)?).ok()?;
-            (number < unit.pins).then_some((*unit, number))
+            (number < unit.pins).then_some((*unit, number, index))
         })
     }
 
-    /// Unit, number and index of a line's pin.
-    fn place_of(&self, line: u32) -> Option<(Unit, u8, usize)> {
+    /// Where a line's pin is.
+    fn place_of(&self, line: u32) -> Option<Place> {
         self.units.iter().flatten().find_map(|unit| {
             let number = u8::try_from(line.checked_sub(unit.first_line)?).ok()?;
             let index = unit.first_pin.checked_add(number.into())?;
@@ -276,8 +315,9 @@ impl IoApics {
         } else {
             pin.written.with_high(value)
         };
-        let wanted = self.permitted(&unit, index, receivers);
-        self.apply(chip, &unit, number, index, wanted, is_low);
+        let place = (unit, number, index);
+        let wanted = self.permitted(chip, &place, receivers);
+        self.apply(chip, &place, wanted, is_low);
     }
 
     /// Ends an interrupt in the name of `guest`, if only pins of its own have the vector.
@@ -298,63 +338,6 @@ impl IoApics {
         }
     }
 
-    /// What hardware may get of the pin's entry as it was written.
-    fn permitted(&self, unit: &Unit, index: usize, receivers: &impl Receivers) -> Entry {
-        let Some(pin) = self.pins.get(index) else {
-            return Entry::RESET;
-        };
-        let judged = judge::judge(pin.written, pin.owner, unit.remapped, receivers);
-        judged
-            .filter(|entry| !self.is_taken(*entry, pin.owner))
-            .unwrap_or(
-                pin.written
-                    .with_masked(true)
-                    .with_remapped(false)
-                    .with_index(0),
-            )
-    }
-
-    /// Whether another cell has the level-triggered entry's vector.
-    fn is_taken(&self, entry: Entry, owner: u32) -> bool {
-        let is_level = |entry: Entry| entry.level() && !entry.masked();
-        let mut pins = self.pins.iter().take(self.used_pins);
-        owner != ROOT
-            && is_level(entry)
-            && pins.any(|pin| {
-                pin.owner != owner
-                    && is_level(pin.hardware)
-                    && pin.hardware.vector() == entry.vector()
-            })
-    }
-
-    /// Gives hardware an entry. Between its two halves the entry is one that was permitted, or masked.
-    fn apply(
-        &mut self,
-        chip: &mut impl Chip,
-        unit: &Unit,
-        number: u8,
-        index: usize,
-        entry: Entry,
-        write_low: bool,
-    ) {
-        let Some(pin) = self.pins.get_mut(index) else {
-            return;
-        };
-        let mut there = pin.hardware;
-        if there.high() != entry.high() {
-            let is_whole = there.logical() == entry.logical() && !entry.masked();
-            if !there.masked() && !is_whole {
-                there = there.with_masked(true);
-                chip.write(unit.base, low_register(number), there.low());
-            }
-            chip.write(unit.base, high_register(number), entry.high());
-        }
-        if write_low || there.low() != entry.low() {
-            chip.write(unit.base, low_register(number), entry.low());
-        }
-        pin.hardware = entry;
-    }
-
     /// Whether a line could be given to a cell.
     ///
     /// # Errors
@@ -363,10 +346,10 @@ impl IoApics {
         self.find(line).map(|_| ())
     }
 
-    fn find(&self, line: u32) -> Result<(Unit, u8, usize), LineRefused> {
+    fn find(&self, line: u32) -> Result<Place, LineRefused> {
         let (unit, number, index) = self.place_of(line).ok_or(LineRefused::Unknown)?;
         let pin = self.pins.get(index).ok_or(LineRefused::Unknown)?;
-        if unit.remapped {
+        if unit.remapping == Remapping::Foreign {
             Err(LineRefused::Remapped)
         } else if pin.owner != ROOT || !pin.hardware.masked() {
             Err(LineRefused::InUse)
@@ -385,20 +368,26 @@ impl IoApics {
         line: u32,
         cell: u32,
     ) -> Result<(), LineRefused> {
-        let (unit, number, index) = self.find(line)?;
+        let place = self.find(line)?;
+        let (unit, _, index) = place;
+        let handle = match unit.remapping {
+            Remapping::Own { .. } => Some(chip.take_entry(unit.base).map_err(LineRefused::Iommu)?),
+            _ => None,
+        };
         if let Some(pin) = self.pins.get_mut(index) {
             pin.of_root = pin.written;
             pin.owner = cell;
             pin.written = Entry::RESET;
+            pin.handle = handle;
         }
-        self.silence(chip, &unit, number, index);
+        self.silence(chip, &place);
         Ok(())
     }
 
     /// Gives all lines of a cell back to the root: masked, and otherwise as the root had them.
     pub fn release(&mut self, chip: &mut impl Chip, cell: u32) {
         for index in 0..self.used_pins {
-            let Some((unit, number)) = self.place(index) else {
+            let Some(place) = self.place(index) else {
                 return;
             };
             let Some(pin) = self.pins.get_mut(index).filter(|pin| pin.owner == cell) else {
@@ -406,57 +395,46 @@ impl IoApics {
             };
             pin.owner = ROOT;
             pin.written = pin.of_root.with_masked(true);
-            let entry = pin.written;
-            self.silence(chip, &unit, number, index);
-            self.apply(chip, &unit, number, index, entry, true);
+            let (entry, handle) = (pin.written, pin.handle);
+            self.silence(chip, &place);
+            self.apply(chip, &place, entry, true);
+            if let Some(pin) = self.pins.get_mut(index) {
+                pin.handle = None;
+            }
+            if let Some(handle) = handle {
+                chip.give_entry(place.0.base, handle);
+            }
         }
     }
 
     /// Masks all lines of a cell and ends what is in service: the cell starts anew, or has ended.
     pub fn reset(&mut self, chip: &mut impl Chip, cell: u32) {
         for index in 0..self.used_pins {
-            let Some((unit, number)) = self.place(index) else {
+            let Some(place) = self.place(index) else {
                 return;
             };
             let Some(pin) = self.pins.get_mut(index).filter(|pin| pin.owner == cell) else {
                 continue;
             };
             pin.written = Entry::RESET;
-            self.silence(chip, &unit, number, index);
-        }
-    }
-
-    /// Masks a pin and ends what is in service.
-    fn silence(&mut self, chip: &mut impl Chip, unit: &Unit, number: u8, index: usize) {
-        let Some(before) = self.pins.get(index).map(|pin| pin.hardware) else {
-            return;
-        };
-        // An edge-triggered entry has nothing in service: that ends it where the end can't be told otherwise.
-        self.apply(chip, unit, number, index, before.with_masked(true), true);
-        self.apply(chip, unit, number, index, Entry::RESET, true);
-        let is_left = chip.read(unit.base, low_register(number)) & IN_SERVICE != 0;
-        if is_left && unit.version >= HAS_END_OF_INTERRUPT {
-            chip.end_of_interrupt(unit.base, before.vector());
+            self.silence(chip, &place);
         }
     }
 
     /// Looks at the pin `index` (below [`Self::pin_count`]) once more: whom the root's entries reach changes when CPUs
     /// change hands.
     pub fn revise(&mut self, chip: &mut impl Chip, index: usize, receivers: &impl Receivers) {
-        let Some((unit, number)) = self.place(index) else {
-            return;
-        };
-        let Some(pin) = self.pins.get(index) else {
+        let (Some(place), Some(pin)) = (self.place(index), self.pins.get(index).copied()) else {
             return;
         };
         // What firmware has set up for itself is as it was before the launch.
         let is_firmwares = pin.hardware.delivery_mode() == mode::SMI && pin.hardware == pin.written;
-        if pin.owner != ROOT || unit.remapped || is_firmwares {
+        if pin.owner != ROOT || is_firmwares {
             return;
         }
-        let wanted = self.permitted(&unit, index, receivers);
+        let wanted = self.permitted(chip, &place, receivers);
         if wanted != pin.hardware {
-            self.apply(chip, &unit, number, index, wanted, false);
+            self.apply(chip, &place, wanted, false);
         }
     }
 

@@ -18,10 +18,20 @@ struct Model {
     entries: BTreeMap<(u64, u8), u64>,
     ended: Vec<(u64, u8)>,
     version: u8,
-    /// Entries as they were after each write.
-    seen: Vec<(u64, u8, Entry)>,
+    /// Entries as they were after each write, and what the IOMMU sent for them.
+    seen: Vec<(u8, Entry, Option<Sent>)>,
     is_absent: bool,
+    remapping: Option<Remapping>,
+    /// Entries of the IOMMU that were taken.
+    taken: BTreeMap<u16, Option<Sent>>,
+    is_deaf: bool,
 }
+
+/// What an entry of the IOMMU sends, and for whom.
+type Sent = (Entry, u32);
+
+/// The IOMMU's entries before this one are the root's.
+const ROOT_ENTRIES: u16 = 300;
 
 impl Model {
     fn new() -> Self {
@@ -35,8 +45,35 @@ impl Model {
         model
     }
 
+    /// Behind an IOMMU that remaps interrupts.
+    fn remapped() -> Self {
+        Self {
+            remapping: Some(Remapping::Own {
+                root_entries: ROOT_ENTRIES.into(),
+            }),
+            ..Self::new()
+        }
+    }
+
     fn entry(&self, pin: u8) -> Entry {
         Entry::from_bits(self.entries[&(BASE, pin)])
+    }
+
+    /// What the IOMMU sends for an entry.
+    fn sent(&self, entry: Entry) -> Option<Sent> {
+        self.taken.get(&entry.handle()).copied().flatten()
+    }
+
+    /// An entry of a cell's pin, as if there were no IOMMU.
+    fn effect(&self, pin: u8) -> Entry {
+        let entry = self.entry(pin);
+        assert!(entry.remapped());
+        let (sent, _) = self.sent(entry).expect("an entry that sends something");
+        assert_eq!(
+            (sent.vector(), sent.level(), sent.active_low()),
+            (entry.vector(), entry.level(), entry.active_low())
+        );
+        sent.with_masked(entry.masked())
     }
 
     fn set(&mut self, pin: u8, entry: Entry) {
@@ -76,7 +113,8 @@ impl Chip for Model {
         } else {
             *entry = *entry & 0xffff_ffff | u64::from(value) << 32;
         }
-        self.seen.push((base, pin, Entry::from_bits(*entry)));
+        let entry = Entry::from_bits(*entry);
+        self.seen.push((pin, entry, self.sent(entry)));
     }
 
     fn end_of_interrupt(&mut self, base: u64, vector: u8) {
@@ -87,6 +125,51 @@ impl Chip for Model {
                 *entry &= !(1 << 14);
             }
         }
+    }
+
+    fn remapping(&mut self, _: u64) -> Remapping {
+        self.remapping.unwrap_or(Remapping::None)
+    }
+
+    fn take_entry(&mut self, _: u64) -> Result<u16, Failure> {
+        let free = (ROOT_ENTRIES..ROOT_ENTRIES + 3).find(|handle| !self.taken.contains_key(handle));
+        let handle = free.ok_or(Failure::out_of_frames())?;
+        self.taken.insert(handle, None);
+        Ok(handle)
+    }
+
+    fn send(
+        &mut self,
+        _: u64,
+        handle: u16,
+        entry: Entry,
+        owner: u32,
+        receivers: &impl Receivers,
+    ) -> bool {
+        assert!(!entry.masked() && receivers.count() != 0);
+        // Who names the entry is masked meanwhile.
+        let mut pins = (0..PINS).map(|pin| self.entry(pin));
+        assert!(pins.all(|entry| {
+            let is_it = entry.remapped() && entry.handle() == handle;
+            !is_it || entry.masked()
+        }));
+        let slot = self
+            .taken
+            .get_mut(&handle)
+            .expect("an entry that was taken");
+        *slot = (!self.is_deaf).then_some((entry, owner));
+        slot.is_some()
+    }
+
+    fn block(&mut self, _: u64, handle: u16) {
+        *self
+            .taken
+            .get_mut(&handle)
+            .expect("an entry that was taken") = None;
+    }
+
+    fn give_entry(&mut self, _: u64, handle: u16) {
+        assert_eq!(self.taken.remove(&handle), Some(None));
     }
 }
 
@@ -221,7 +304,7 @@ fn every_entry_is_judged() {
         ] {
             for owner in 0..3 {
                 let entry = Entry::from_bits(bits).with_destination(destination);
-                let Some(judged) = judge::judge(entry, owner, false, &machine) else {
+                let Some(judged) = judge::judge(entry, owner, Remapping::None, &machine) else {
                     continue;
                 };
                 assert_is_permitted(judged, owner, &machine);
@@ -252,24 +335,36 @@ fn nothing_is_refused_without_a_reason() {
         for level in [false, true] {
             let entry = fixed(vector, 4).with_level(level);
             let is_right = vector >= 16 && (!level || vector >= 0xf0);
-            assert_eq!(judge::judge(entry, 1, false, &machine).is_some(), is_right);
+            assert_eq!(
+                judge::judge(entry, 1, Remapping::None, &machine).is_some(),
+                is_right
+            );
             let entry = fixed(vector, 2).with_level(level);
             let is_right = vector >= 16 && !(level && vector >= 0xf0);
-            assert_eq!(judge::judge(entry, 0, false, &machine).is_some(), is_right);
+            assert_eq!(
+                judge::judge(entry, 0, Remapping::None, &machine).is_some(),
+                is_right
+            );
         }
     }
     for delivery_mode in 0..8 {
         let entry = fixed(0x40, 4).with_delivery_mode(delivery_mode);
         let is_right = [0, 1, 4].contains(&delivery_mode);
-        assert_eq!(judge::judge(entry, 1, false, &machine).is_some(), is_right);
+        assert_eq!(
+            judge::judge(entry, 1, Remapping::None, &machine).is_some(),
+            is_right
+        );
         let entry = entry.with_destination(0);
         let is_right = [0, 1, 4, 7].contains(&delivery_mode);
-        assert_eq!(judge::judge(entry, 0, false, &machine).is_some(), is_right);
+        assert_eq!(
+            judge::judge(entry, 0, Remapping::None, &machine).is_some(),
+            is_right
+        );
     }
     for destination in 0..=255u8 {
         let of = |owner, logical| {
             let entry = fixed(0x40, destination).with_logical(logical);
-            judge::judge(entry, owner, false, &machine).is_some()
+            judge::judge(entry, owner, Remapping::None, &machine).is_some()
         };
         assert_eq!(of(1, false), [4, 5, 255].contains(&destination));
         assert_eq!(of(1, true), destination & 0x30 != 0);
@@ -285,9 +380,9 @@ fn a_logical_destination_that_a_cell_shares_becomes_a_physical_one() {
     // Linux numbers its ids otherwise: bit 4 is CPU 1.
     machine.0[1].processor.logical_id = 0x10;
     let entry = fixed(0x40, 0x10).with_logical(true);
-    let judged = judge::judge(entry, 0, false, &machine).unwrap();
+    let judged = judge::judge(entry, 0, Remapping::None, &machine).unwrap();
     assert_eq!(judged, fixed(0x40, 1));
-    let judged = judge::judge(entry, 1, false, &machine).unwrap();
+    let judged = judge::judge(entry, 1, Remapping::None, &machine).unwrap();
     assert_eq!(judged, fixed(0x40, 4));
 }
 
@@ -460,8 +555,13 @@ fn machines_without_an_ioapic_have_no_lines() {
     apics.write(&mut model, 0, 0x10, 0, 0, &Machine::new());
 }
 
+/// An entry in the format that names an IOMMU's, edge-triggered, as Linux writes it: with the pin for a vector.
+fn naming(handle: u16, pin: u8) -> Entry {
+    Entry::new().with_vector(pin).through(handle)
+}
+
 #[test]
-fn remapped_interrupts_are_left_to_the_iommu() {
+fn remapped_interrupts_are_left_to_an_iommu_that_is_not_known() {
     let mut model = Model::new();
     let of_linux = Entry::from_bits(0x0005_0000_0000_8031);
     assert!(of_linux.remapped());
@@ -484,6 +584,169 @@ fn remapped_interrupts_are_left_to_the_iommu() {
         0,
     );
     assert!(model.entry(1).masked());
+}
+
+#[test]
+fn handles_are_found_where_they_were_put() {
+    for handle in 0..=u16::MAX {
+        let entry = fixed(0x31, 7).with_level(true).through(handle);
+        assert!(entry.remapped() && entry.delivery_mode() == 0);
+        assert_eq!(entry.handle(), handle);
+        // VT-d, "I/OxAPIC Remappable Interrupt Request Format".
+        let bits = entry.into_bits();
+        assert_eq!(bits >> 49, u64::from(handle) & 0x7fff);
+        assert_eq!(bits >> 11 & 1, u64::from(handle) >> 15);
+    }
+}
+
+#[test]
+fn pins_of_cells_have_entries_of_their_own_in_the_iommu() {
+    let mut model = Model::remapped();
+    model.set(1, naming(7, 1));
+    model.set(5, naming(8, 5).with_masked(true));
+    let mut apics = shared_out(&mut model);
+    assert_eq!(model.taken.len(), 3);
+    assert!(model.taken.values().all(Option::is_none));
+    let refused = apics.assign(&mut model, 8, 2);
+    assert_eq!(refused, Err(LineRefused::Iommu(Failure::out_of_frames())));
+    assert_eq!(apics.owner(8), Some(0));
+    for entry in [
+        fixed(0x44, 5),
+        fixed(0x45, 4).with_active_low(true),
+        fixed(0xf4, 4).with_level(true).with_active_low(true),
+        fixed(0x46, 0x30).with_logical(true),
+        fixed(0x47, 0x30)
+            .with_logical(true)
+            .with_delivery_mode(mode::LOWEST_PRIORITY),
+        fixed(0, 4).with_delivery_mode(mode::NMI),
+    ] {
+        set(&mut apics, &mut model, 4, entry, 1);
+        assert_eq!(model.effect(4), entry);
+        assert_eq!(get(&apics, &mut model, 4, 1), entry);
+        assert_eq!(model.sent(model.entry(4)), Some((entry, 1)));
+        // Masked and unmasked: the IOMMU is not asked, and the end of the interrupt finds its vector.
+        model.is_deaf = true;
+        for masked in [true, false] {
+            set(&mut apics, &mut model, 4, entry.with_masked(masked), 1);
+            assert_eq!(model.effect(4), entry.with_masked(masked));
+        }
+        model.is_deaf = false;
+    }
+    // One entry each, and everyone's means the own ones.
+    set(&mut apics, &mut model, 5, fixed(0x55, 0xff), 1);
+    set(&mut apics, &mut model, 6, fixed(0x66, 6), 2);
+    assert_eq!(model.effect(5), fixed(0x55, 4));
+    assert_eq!(model.effect(6), fixed(0x66, 6));
+    let handles: Vec<u16> = (4..7).map(|pin| model.entry(pin).handle()).collect();
+    assert!(handles.iter().all(|handle| *handle >= ROOT_ENTRIES));
+    assert!(handles[0] != handles[1] && handles[1] != handles[2] && handles[0] != handles[2]);
+    // What is not to be leaves the pin masked.
+    for bad in [
+        fixed(0x44, 0),
+        fixed(0x0f, 4),
+        fixed(0x44, 4).with_level(true),
+        fixed(0x44, 4).with_delivery_mode(mode::SMI),
+        fixed(0x44, 4).with_delivery_mode(mode::INIT),
+        fixed(0x44, 4).with_delivery_mode(mode::EXTERNAL),
+    ] {
+        set(&mut apics, &mut model, 4, bad, 1);
+        assert!(model.entry(4).masked() && model.entry(4).remapped());
+        assert_eq!(get(&apics, &mut model, 4, 1), bad.with_masked(true));
+    }
+    set(&mut apics, &mut model, 4, fixed(0x44, 4), 1);
+    apics.reset(&mut model, 1);
+    for pin in [4, 5] {
+        assert_eq!(model.entry(pin), Entry::RESET);
+    }
+    let sending = model.taken.values().flatten().count();
+    assert_eq!((model.taken.len(), sending), (3, 1));
+    assert_eq!(model.effect(6), fixed(0x66, 6));
+    // The same entry again behind a reset.
+    set(&mut apics, &mut model, 4, fixed(0x44, 4), 1);
+    assert_eq!(model.effect(4), fixed(0x44, 4));
+    apics.release(&mut model, 1);
+    apics.release(&mut model, 2);
+    assert!(model.taken.is_empty());
+    assert_eq!(model.entry(4), Entry::RESET);
+    assert_eq!(model.entry(5), naming(8, 5).with_masked(true));
+    assert_eq!(model.entry(1), naming(7, 1));
+    // Linux has its line again.
+    set(&mut apics, &mut model, 5, naming(8, 5), 0);
+    assert_eq!(model.entry(5), naming(8, 5));
+}
+
+/// An IOMMU tells IOAPICs from each other, not their pins.
+#[test]
+fn nobody_names_an_entry_of_anothers_pin() {
+    let mut model = Model::remapped();
+    let mut apics = shared_out(&mut model);
+    set(&mut apics, &mut model, 4, fixed(0x44, 5), 1);
+    set(&mut apics, &mut model, 6, fixed(0x66, 6), 2);
+    let [own, others] = [4, 6].map(|pin| model.entry(pin).handle());
+    // What a cell writes is never the format that names entries, whatever it looks like.
+    for handle in [own, others, 0, 7] {
+        let wanted = fixed(0x45, 4).with_remapped(true).with_index(handle as u8);
+        set(&mut apics, &mut model, 4, wanted, 1);
+        assert_eq!(model.effect(4), fixed(0x45, 4));
+        assert_eq!(model.entry(4).handle(), own);
+        // Reads what it wrote.
+        assert_eq!(get(&apics, &mut model, 4, 1), wanted);
+        set(&mut apics, &mut model, 4, naming(handle, 0x45), 1);
+        let entry = model.entry(4);
+        assert!(entry.masked() || entry.handle() == own);
+        if !entry.masked() {
+            assert_is_permitted(model.effect(4), 1, &Machine::new());
+        }
+    }
+    // The root names its own.
+    for handle in 0..=u16::MAX {
+        set(&mut apics, &mut model, 9, naming(handle, 9), 0);
+        assert_eq!(model.entry(9).masked(), handle >= ROOT_ENTRIES);
+        assert_eq!(
+            get(&apics, &mut model, 9, 0).masked(),
+            handle >= ROOT_ENTRIES
+        );
+    }
+    // Its level-triggered pins have no vectors of the cells', in whichever format, for the sake of their ends.
+    set(
+        &mut apics,
+        &mut model,
+        9,
+        fixed(0xf3, 0).with_level(true).through(7),
+        0,
+    );
+    assert!(model.entry(9).masked());
+    set(
+        &mut apics,
+        &mut model,
+        9,
+        fixed(9, 0).with_level(true).through(7),
+        0,
+    );
+    assert!(!model.entry(9).masked());
+    // Nor does it reach a cell's processors in the format of old, which an IOMMU should block, too.
+    set(&mut apics, &mut model, 9, fixed(0x49, 4), 0);
+    assert!(model.entry(9).masked());
+    set(&mut apics, &mut model, 9, fixed(0x49, 1), 0);
+    assert_eq!(model.entry(9), fixed(0x49, 1));
+}
+
+#[test]
+fn a_pin_whose_entry_the_iommu_does_not_take_stays_masked() {
+    let mut model = Model::remapped();
+    let mut apics = shared_out(&mut model);
+    set(&mut apics, &mut model, 4, fixed(0x44, 5), 1);
+    model.is_deaf = true;
+    let other = fixed(0x45, 5);
+    set(&mut apics, &mut model, 4, other, 1);
+    assert!(model.entry(4).masked());
+    assert_eq!(get(&apics, &mut model, 4, 1), other.with_masked(true));
+    // What it sent before is not taken for granted any more.
+    set(&mut apics, &mut model, 4, fixed(0x44, 5), 1);
+    assert!(model.entry(4).masked());
+    model.is_deaf = false;
+    set(&mut apics, &mut model, 4, other, 1);
+    assert_eq!(model.effect(4), other);
 }
 
 /// CPUs 2 and 3 join a cell: what Linux has aimed at all CPUs, or at these, is aimed at others or masked, and is as before
@@ -597,9 +860,12 @@ proptest! {
 
     /// At no time, between two halves either, does hardware have what may not be; pins change by their owners' deeds only.
     #[test]
-    fn whatever_guests_write_hardware_gets_what_may_be(steps in prop::collection::vec(step(), 1..60)) {
+    fn whatever_guests_write_hardware_gets_what_may_be(
+        steps in prop::collection::vec(step(), 1..60),
+        is_remapped: bool,
+    ) {
         let machine = Machine::new();
-        let mut model = Model::new();
+        let mut model = if is_remapped { Model::remapped() } else { Model::new() };
         let mut apics = shared_out(&mut model);
         let owner = |pin: u8| match pin { 4 | 5 => 1, 6 => 2, _ => 0 };
         for step in steps {
@@ -618,9 +884,21 @@ proptest! {
                     guest
                 }
             };
-            for (_, pin, entry) in &model.seen {
+            for (pin, entry, sent) in &model.seen {
                 prop_assert_eq!(owner(*pin), guest);
-                assert_is_permitted(*entry, guest, &machine);
+                if !is_remapped || entry.masked() {
+                    assert_is_permitted(*entry, guest, &machine);
+                } else if guest != 0 {
+                    prop_assert!(entry.remapped());
+                    let (sent, of) = sent.expect("an entry that sends something");
+                    prop_assert_eq!((sent.vector(), sent.level()), (entry.vector(), entry.level()));
+                    prop_assert_eq!(of, guest);
+                    assert_is_permitted(sent, guest, &machine);
+                } else if entry.remapped() {
+                    prop_assert!(entry.handle() < ROOT_ENTRIES);
+                } else {
+                    assert_is_permitted(*entry, 0, &machine);
+                }
             }
             for (pin, guest) in (0..PINS).map(|pin| (pin, owner(pin))) {
                 let there = model.entry(pin);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::vec;
 use std::vec::Vec;
 
-use gaol_abi::config::{IOMMU_INCLUDES_ALL, IommuUnit};
+use gaol_abi::config::{IOMMU_INCLUDES_ALL, IOMMU_SOURCE_IO_APIC, IommuSource, IommuUnit};
 
 use super::definitions::{Kind, command, fault_status, register};
 use super::faults::STORM;
@@ -17,7 +17,8 @@ use super::fleet::{Fleet, Place, Refused};
 use super::hardware::Hardware;
 use super::unit::UnitError;
 use crate::device::interrupt_command::Processor;
-use crate::device::io_apic::judge::{Receiver, Receivers};
+use crate::device::io_apic::entry::Entry;
+use crate::device::io_apic::judge::{Receiver, Receivers, Remapping};
 use crate::device::pci::FunctionId;
 use crate::memory::address::HostPhysical;
 use crate::memory::frames::OutOfFrames;
@@ -437,11 +438,22 @@ const UNITS: [IommuUnit; 1] = [IommuUnit {
     flags: IOMMU_INCLUDES_ALL,
 }];
 
+/// The IOAPIC behind the unit, as the firmware tells, and how it names itself.
+const IO_APIC: u64 = 0xfec0_0000;
+const IO_APIC_SOURCE: u16 = 0xf0f8;
+const SOURCES: [IommuSource; 1] = [IommuSource {
+    address: IO_APIC,
+    unit: 0,
+    kind: IOMMU_SOURCE_IO_APIC,
+    segment: 0,
+    source: IO_APIC_SOURCE,
+}];
+
 fn start(model: &Model) -> Result<Box<Fleet>, Refused> {
     let mut fleet = Box::new(Fleet::new());
     let place = Place {
         units: &UNITS,
-        sources: &[],
+        sources: &SOURCES,
         end: 1 << 30,
         memory_end: 1 << 30,
         deadline: 1000,
@@ -582,6 +594,124 @@ fn what_linux_changes_counts_when_it_says_so_and_as_far_as_it_may() {
     fleet.revise(&model, &Pool(&model), &Two).unwrap();
     give(&mut fleet, &model);
     assert_eq!(model.interrupt(CARD.function, 9), None);
+}
+
+/// An entry of a cell's pin.
+fn pin(vector: u8, destination: u8) -> Entry {
+    Entry::new()
+        .with_vector(vector)
+        .with_destination(destination)
+}
+
+#[test]
+fn a_cells_pin_has_an_entry_that_its_ioapic_alone_can_use() {
+    let model = Model::new(64);
+    let mut fleet = start(&model).unwrap();
+    let figures = fleet.figures();
+    let Remapping::Own { root_entries } = fleet.remapping(IO_APIC) else {
+        panic!("{:?}", fleet.remapping(IO_APIC));
+    };
+    // Where it is behind no unit, nobody knows where its messages go.
+    assert_eq!(fleet.remapping(IO_APIC + 0x1000), Remapping::Foreign);
+    assert!(fleet.take_line(IO_APIC + 0x1000).is_err());
+    let pool = &Pool(&model);
+    for _ in 0..3 {
+        let handle = fleet.take_line(IO_APIC).unwrap();
+        assert!(u32::from(handle) >= root_entries);
+        assert_eq!(fleet.figures().entries, figures.entries + 1);
+        assert_eq!(model.interrupt(IO_APIC_SOURCE, handle), None);
+        let mut set = |entry: Option<Entry>| {
+            let entry = entry.map(|entry| (entry, 1));
+            fleet.set_line(&model, pool, (IO_APIC, handle), entry, &Two)
+        };
+        for (entry, low) in [
+            (pin(0x51, 1), 1 << 40 | 0x0051_0001),
+            (pin(0xf3, 1).with_level(true), 1 << 40 | 0x00f3_0011),
+            (pin(0x52, 2).with_logical(true), 2 << 40 | 0x0052_0005),
+            (pin(2, 1).with_delivery_mode(4), 1 << 40 | 0x0002_0081),
+            (pin(0x53, 0xff), 1 << 40 | 0x0053_0001),
+        ] {
+            // The unit knows the one before, and forgets it.
+            set(Some(entry)).unwrap();
+            assert_eq!(model.interrupt(IO_APIC_SOURCE, handle), Some(low));
+            for source in [DISK, CARD.function, IO_APIC_SOURCE + 1] {
+                assert_eq!(model.interrupt(source, handle), None);
+            }
+            set(Some(entry)).unwrap();
+            assert_eq!(model.interrupt(IO_APIC_SOURCE, handle), Some(low));
+        }
+        // The root's processor, and nobody's.
+        for destination in [0, 7] {
+            set(Some(pin(0x51, destination))).unwrap_err();
+            assert_eq!(model.interrupt(IO_APIC_SOURCE, handle), None);
+        }
+        set(Some(pin(0x51, 1))).unwrap();
+        set(None).unwrap();
+        assert_eq!(model.interrupt(IO_APIC_SOURCE, handle), None);
+        set(Some(pin(0x51, 1))).unwrap();
+        assert!(model.interrupt(IO_APIC_SOURCE, handle).is_some());
+        let line = (IO_APIC, handle);
+        fleet.release_line(&model, pool, line, &Two).unwrap();
+        assert_eq!(model.interrupt(IO_APIC_SOURCE, handle), None);
+        assert_eq!(fleet.figures(), figures);
+        // What was not taken is nobody's to set.
+        let entry = Some((pin(0x51, 1), 1));
+        for handle in [handle, 3, 0, u16::MAX] {
+            let line = (IO_APIC, handle);
+            assert!(fleet.set_line(&model, pool, line, entry, &Two).is_err());
+        }
+        assert_eq!(model.interrupt(DISK, 3), Some(0x0041_0001));
+    }
+}
+
+#[test]
+fn lines_and_functions_share_what_entries_there_are() {
+    let model = Model::new(64);
+    let mut fleet = start(&model).unwrap();
+    let figures = fleet.figures();
+    give(&mut fleet, &model);
+    let mut handles = Vec::new();
+    while let Ok(handle) = fleet.take_line(IO_APIC) {
+        assert!(!handles.contains(&handle) && handles.len() < 1000);
+        handles.push(handle);
+    }
+    assert_eq!(fleet.figures().entries, fleet.figures().entries_most);
+    assert_eq!(fleet.take_line(IO_APIC), Err(Refused::Full));
+    let message = fleet.remap(&model, &Pool(&model), CARD, (1, 0), Some((0x55, 1, false)));
+    let index = (message.unwrap().unwrap().address >> 5 & 0x7fff) as u16;
+    assert!(!handles.contains(&index));
+    for handle in handles {
+        let line = (IO_APIC, handle);
+        fleet
+            .release_line(&model, &Pool(&model), line, &Two)
+            .unwrap();
+    }
+    take(&mut fleet, &model);
+    assert_eq!(fleet.figures(), figures);
+}
+
+#[test]
+fn an_entry_that_the_unit_may_still_know_stays_taken() {
+    let model = Model::new(64);
+    let mut fleet = start(&model).unwrap();
+    let line = (IO_APIC, fleet.take_line(IO_APIC).unwrap());
+    let (pool, entry) = (&Pool(&model), Some((pin(0x51, 1), 1)));
+    fleet.set_line(&model, pool, line, entry, &Two).unwrap();
+    model.is_deaf.set(true);
+    let stuck = Err(Refused::Unit(BASE, UnitError::TimedOut));
+    assert_eq!(fleet.release_line(&model, pool, line, &Two), stuck);
+    assert_eq!(fleet.figures().entries, 1);
+    assert_eq!(fleet.take_line(IO_APIC), stuck.map(|()| 0));
+}
+
+#[test]
+fn where_interrupts_are_not_remapped_lines_need_no_entries() {
+    let model = Model::new(64);
+    model.set(register::STATUS, command::QUEUE.into());
+    let mut fleet = start(&model).unwrap();
+    assert_eq!(fleet.remapping(IO_APIC), Remapping::None);
+    assert_eq!(fleet.remapping(IO_APIC + 0x1000), Remapping::None);
+    assert!(fleet.take_line(IO_APIC).is_err());
 }
 
 #[test]

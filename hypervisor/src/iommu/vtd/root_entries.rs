@@ -1,5 +1,5 @@
-//! What the root's entries of the interrupt remapping table may be: the table that units use holds a copy of them, each as
-//! far as it may be.
+//! What entries of the interrupt remapping table may be: the root's, of which the table that units use holds copies, each as
+//! far as it may be; and those of cells' IOAPIC pins.
 //!
 //! Invariant: an entry of the root's that is present reaches processors of the root only, can be used by devices of the
 //! root only, raises no SMI and no INIT, and has no vector that the cells' level-triggered pins may have when it is
@@ -8,6 +8,7 @@
 
 use super::definitions::{InterruptHigh, InterruptLow, SourceId, delivery};
 use crate::device::interrupt_command::Target;
+use crate::device::io_apic::entry::Entry;
 use crate::device::io_apic::judge::{self, CELL_LEVEL_VECTORS, Confined, ROOT, Receivers};
 
 /// The first vector that an APIC takes.
@@ -70,10 +71,6 @@ pub fn permitted(
     if !may_be {
         return BLOCKED;
     }
-    let target = target(entry, x2apic);
-    let Some(confined) = judge::confine(target, ROOT, receivers) else {
-        return BLOCKED;
-    };
     // Nothing but what is known: the bits that software may use and those that are reserved stay clear.
     let known = InterruptLow::new()
         .with_present(true)
@@ -86,17 +83,63 @@ pub fn permitted(
         .with_delivery_mode(entry.delivery_mode())
         .with_vector(entry.vector())
         .with_destination(entry.destination());
-    let low = match confined {
-        Confined::AsItIs => known,
-        Confined::To(id) if x2apic => known.with_logical(false).with_destination(id),
-        Confined::To(id) if id < BROADCAST => known.with_logical(false).with_destination(id << 8),
-        Confined::To(_) => return BLOCKED,
+    let Some(low) = confined(known, x2apic, ROOT, receivers) else {
+        return BLOCKED;
     };
     let high = InterruptHigh::new()
         .with_source(source.source())
         .with_qualifier(source.qualifier())
         .with_validation(source.validation());
     [low.into_bits(), high.into_bits()]
+}
+
+/// The entry with a destination that reaches processors of `owner`'s only; `None`: there is no such.
+fn confined(
+    entry: InterruptLow,
+    x2apic: bool,
+    owner: u32,
+    receivers: &impl Receivers,
+) -> Option<InterruptLow> {
+    match judge::confine(target(entry, x2apic), owner, receivers)? {
+        Confined::AsItIs => Some(entry),
+        Confined::To(id) if x2apic => Some(entry.with_logical(false).with_destination(id)),
+        Confined::To(id) if id < BROADCAST => {
+            Some(entry.with_logical(false).with_destination(id << 8))
+        }
+        Confined::To(_) => None,
+    }
+}
+
+/// What the units get for a pin of the IOAPIC `source`, of what its entry says, which was judged for `owner`. `None`: it
+/// leads to no processor of the owner's.
+#[must_use]
+pub fn of_pin(
+    entry: Entry,
+    source: SourceId,
+    x2apic: bool,
+    owner: u32,
+    receivers: &impl Receivers,
+) -> Option<[u64; 2]> {
+    let destination = u32::from(entry.destination());
+    // Of several processors one is meant.
+    let is_lowest = entry.delivery_mode() == delivery::LOWEST_PRIORITY;
+    let known = InterruptLow::new()
+        .with_present(true)
+        .with_logical(entry.logical())
+        .with_redirection_hint(is_lowest)
+        .with_level_triggered(entry.level())
+        .with_delivery_mode(entry.delivery_mode())
+        .with_vector(entry.vector())
+        .with_destination(match destination {
+            BROADCAST if x2apic => u32::MAX,
+            _ if x2apic => destination,
+            _ => destination << 8,
+        });
+    let low = confined(known, x2apic, owner, receivers)?;
+    let high = InterruptHigh::new()
+        .with_source(source.0)
+        .with_validation(BY_SOURCE);
+    Some([low.into_bits(), high.into_bits()])
 }
 
 fn target(entry: InterruptLow, x2apic: bool) -> Target {
@@ -206,8 +249,72 @@ mod tests {
         assert!(can_use(high(0, 0, 0), SourceId(0x0310)));
     }
 
+    /// Whom the message of an entry reaches, by the manual's rules again: each has to be `owner`'s. How many these are.
+    fn reached(low: u64, owner: u32, x2apic: bool) -> Result<u32, TestCaseError> {
+        let target = target(InterruptLow::from_bits(low), x2apic);
+        let receivers = Four(x2apic);
+        let mut reached = 0;
+        for number in 0..4 {
+            let receiver = receivers.get(number).unwrap();
+            let is_reached = target.addresses(&receiver.processor, false);
+            prop_assert!(!is_reached || receiver.owner == Some(owner));
+            reached += u32::from(is_reached);
+        }
+        Ok(reached)
+    }
+
+    #[test]
+    fn a_cells_pin_sends_what_its_entry_says() {
+        let source = SourceId(0xf0f8);
+        let verified = 0x0004_f0f8;
+        let of = |entry, x2apic| of_pin(entry, source, x2apic, 1, &Four(x2apic));
+        let plain = Entry::new().with_vector(0x51).with_destination(3);
+        assert_eq!(of(plain, false), Some([0x0000_0300_0051_0001, verified]));
+        assert_eq!(of(plain, true), Some([0x0000_0003_0051_0001, verified]));
+        let level = plain
+            .with_vector(0xf3)
+            .with_level(true)
+            .with_active_low(true);
+        assert_eq!(of(level, false), Some([0x0000_0300_00f3_0011, verified]));
+        let nmi = plain.with_delivery_mode(4);
+        assert_eq!(of(nmi, false), Some([0x0000_0300_0051_0081, verified]));
+        let some = plain.with_destination(0x0a).with_logical(true);
+        assert_eq!(of(some, false), Some([0x0000_0a00_0051_0005, verified]));
+        assert_eq!(of(some, true), Some([0x0000_000a_0051_0005, verified]));
+        let one = some.with_delivery_mode(1);
+        assert_eq!(of(one, false), Some([0x0000_0a00_0051_002d, verified]));
+        // The root's and nobody's.
+        for destination in [0, 2, 9] {
+            assert_eq!(of(plain.with_destination(destination), false), None);
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        #[test]
+        fn nothing_of_a_cells_pin_reaches_others(
+            destination: u8,
+            logical: bool,
+            mode in prop::sample::select(&[0u8, 1, 4][..]),
+            vector in 16u8..=0xff,
+            level: bool,
+            owner in 0u32..2,
+            x2apic: bool,
+        ) {
+            let entry = Entry::new()
+                .with_vector(vector)
+                .with_delivery_mode(mode)
+                .with_logical(logical)
+                .with_level(level)
+                .with_destination(destination);
+            if let Some([low, high]) = of_pin(entry, SourceId(7), x2apic, owner, &Four(x2apic)) {
+                let found = InterruptLow::from_bits(low);
+                prop_assert_eq!((found.vector(), found.level_triggered()), (vector, level));
+                prop_assert!(reached(low, owner, x2apic)? != 0);
+                prop_assert_eq!(high, 0x0004_0007);
+            }
+        }
 
         #[test]
         fn nothing_of_the_roots_reaches_a_cell(
@@ -231,17 +338,7 @@ mod tests {
                 prop_assert!(!entry.level_triggered() || entry.vector() < 0xf0);
                 prop_assert_eq!(found[1], high);
                 prop_assert!(!can_use(InterruptHigh::from_bits(high), SourceId(0x0310)));
-                // Whom the message reaches, by the manual's rules again.
-                let target = target(entry, x2apic);
-                let receivers = Four(x2apic);
-                let mut reached = 0;
-                for number in 0..4 {
-                    let receiver = receivers.get(number).unwrap();
-                    let is_reached = target.addresses(&receiver.processor, false);
-                    prop_assert!(!is_reached || receiver.owner == Some(ROOT));
-                    reached += u32::from(is_reached);
-                }
-                prop_assert!(reached != 0);
+                prop_assert!(reached(found[0], ROOT, x2apic)? != 0);
             }
         }
     }

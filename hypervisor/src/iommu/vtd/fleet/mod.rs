@@ -5,8 +5,8 @@
 //! far as they may be, and the end the cells'.
 //!
 //! Here is what the units are, and what they have in use. `launch` takes them over and gives them back, `functions` gives
-//! functions to cells, `messages` their interrupts; `root` is what the root loses, gets and sees, `watch` takes faults.
-//! `driven` is one unit.
+//! functions to cells, `messages` their interrupts, `lines` those of IOAPICs' pins; `root` is what the root loses, gets and
+//! sees, `watch` takes faults. `driven` is one unit.
 //!
 //! Invariant: a function is in the root's domain, or it is claimed by a cell; then it is in the cell's domain or in none,
 //! and no entry of the root's can be used by it.
@@ -15,6 +15,7 @@
 mod driven;
 mod functions;
 mod launch;
+mod lines;
 mod messages;
 mod root;
 mod tables;
