@@ -48,6 +48,7 @@ numbers!(
     public::CpuState => "__u32",
     public::RootFailureKind => "__u32",
     public::HypervisorFaultKind => "__u32",
+    public::TraceKind => "__u32",
 );
 
 impl<T: CType, const N: usize> CType for [T; N] {
@@ -266,6 +267,8 @@ structures! {
         iommus, device_faults,
     }
     public::RingHeader { written }
+    public::TraceEvent { begin, time, kind, cell, source, reason, address, place, qualification, end }
+    public::TraceRing { written, left_out, reserved, events }
     public::FaultRecord {
         count, cell, exit_reason, instruction_length, qualification, address, rip, rflags, cr0, cr3, cr4, cs_base,
         time, registers, instruction,
@@ -331,7 +334,7 @@ constants! {
     }
     public {
         MAX_FAULTY_DEVICES, DEVICE_QUARANTINED, DEVICE_FAULT_READ,
-        FAULT_TRACE, FAULT_FILE, PAUSES, RING_PAGES, RING_OFFSET, RING_TEXT, CPU_OFFSET, RING_TEXT_OFFSET,
+        FAULT_TRACE, FAULT_FILE, PAUSES, RING_PAGES, RING_OFFSET, RING_TEXT, TRACE_OFFSET, TRACE_EVENTS, TRACE_WORDS, CPU_OFFSET, RING_TEXT_OFFSET,
     }
     exit {
         COUNTERS, COUNTER_NESTED_FAULT, COUNTER_OTHER, COUNTER_KICKS, COUNTER_ROOT_VIOLATIONS,
@@ -396,6 +399,7 @@ enumerations! {
     communication::Message { None, ShutdownRequest, ReconfigCompleted }
     communication::Reply { None, Unknown, RequestDenied, RequestApproved, Received }
     public::HypervisorFaultKind { None, Exception, Panic }
+    public::TraceKind { DeviceFault, Violation, Watchdog, RootFailure, HypervisorFault }
     public::CpuState { Outside, Running, Waiting, Failed }
     public::Pause { Create, Start, SetLoadable, Destroy, Scrub, Look, Kick }
     public::RootFailureKind { None, Panic, TripleFault, Reset, Sleep }

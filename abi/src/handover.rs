@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | image with its zeroed data | `ImageHeader::memory_size` | module |
 //! | [`LaunchParameters`] | 4096 | module |
-//! | public pages: [`crate::public::SystemPublic`], console ring, one [`crate::public::CpuPublic`] a CPU | `public_size` | zeroed by the module |
+//! | public pages: [`crate::public::SystemPublic`], console ring, trace, one [`crate::public::CpuPublic`] a CPU | `public_size` | zeroed by the module |
 //! | one handover page a CPU ([`HandoverPage`]) | 4096 each | module, then both |
 //! | boot page table | `boot_tables_size` | module |
 //! | system configuration | `config_size`, rounded up | module |

@@ -3,8 +3,8 @@
 //! The root has them mapped read-only, so reading them costs no exit and stops no CPU. Every field is written by one CPU
 //! at a time with plain aligned stores; a reader may see a counter a moment old but never torn.
 //!
-//! Layout: one [`SystemPublic`] page, [`RING_PAGES`] pages of console ring ([`RingHeader`] and text), then one
-//! [`CpuPublic`] page for each CPU.
+//! Layout: one [`SystemPublic`] page, [`RING_PAGES`] pages of console ring ([`RingHeader`] and text), a page with the trace
+//! ([`TraceRing`]), then one [`CpuPublic`] page for each CPU.
 
 use open_enum::open_enum;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -19,8 +19,12 @@ pub const RING_PAGES: u64 = 4;
 pub const RING_OFFSET: u64 = 4096;
 /// Bytes of text that the ring keeps.
 pub const RING_TEXT: usize = (RING_PAGES as usize) * 4096 - 64;
+/// Offset of the [`TraceRing`] from the start of the public pages.
+pub const TRACE_OFFSET: u64 = RING_OFFSET + RING_PAGES * 4096;
+/// Events that the trace keeps.
+pub const TRACE_EVENTS: usize = 63;
 /// Offset of the first CPU's page from the start of the public pages.
-pub const CPU_OFFSET: u64 = RING_OFFSET + RING_PAGES * 4096;
+pub const CPU_OFFSET: u64 = TRACE_OFFSET + 4096;
 
 /// The first page.
 #[repr(C)]
@@ -203,6 +207,77 @@ pub struct RingHeader {
 /// Offset of the text from the start of the ring.
 pub const RING_TEXT_OFFSET: u64 = 64;
 
+/// What a [`TraceEvent`] is about.
+#[open_enum]
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub enum TraceKind {
+    /// An IOMMU stopped what a device tried. `source` is the function as in [`DeviceFaults::source`], `reason` and `address`
+    /// are as there, `qualification` its flags; `time` is that of the look that found it.
+    DeviceFault = 1,
+    /// A CPU of a cell was stopped for what its guest did. `source` is the CPU, `reason` the exit reason; `place` is RIP, and
+    /// address and qualification are as in a [`FaultRecord`].
+    Violation = 2,
+    /// The heartbeat of a cell did not change in time: `qualification` is its value.
+    Watchdog = 3,
+    /// Linux failed on the CPU `source`: `reason` is the [`RootFailureKind`].
+    RootFailure = 4,
+    /// The hypervisor itself failed on the CPU `source`: `reason` is the vector, `qualification` the error code, `place` RIP.
+    HypervisorFault = 5,
+}
+
+/// Something that happened.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TraceEvent {
+    /// Number of the event, the first being 1. It is written last, and [`Self::end`] first: who reads them in ascending order
+    /// and finds them alike has read one event whole.
+    pub begin: u64,
+    /// Time stamp counter.
+    pub time: u64,
+    /// What it is.
+    pub kind: TraceKind,
+    /// Id of the cell that it is about.
+    pub cell: u32,
+    /// By kind: who did it.
+    pub source: u32,
+    /// By kind: why.
+    pub reason: u32,
+    /// By kind: the address that it was about.
+    pub address: u64,
+    /// By kind: where the code is that did it.
+    pub place: u64,
+    /// By kind: what else is known of it.
+    pub qualification: u64,
+    /// The number again.
+    pub end: u64,
+}
+
+/// Words of 8 bytes that a [`TraceEvent`] has.
+pub const TRACE_WORDS: usize = size_of::<TraceEvent>() / 8;
+
+impl TraceEvent {
+    /// The event as it is in the ring, in ascending order.
+    #[must_use]
+    pub fn words(self) -> [u64; TRACE_WORDS] {
+        zerocopy::transmute!(self)
+    }
+}
+
+/// The last events, whichever CPU they were on. Event n is at `(n - 1) % TRACE_EVENTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TraceRing {
+    /// Events since the launch (atomic).
+    pub written: u64,
+    /// Faults of devices that are no events, since there were too many of one device at once (atomic).
+    pub left_out: u64,
+    /// Zero.
+    pub reserved: [u64; 6],
+    /// The events.
+    pub events: [TraceEvent; TRACE_EVENTS],
+}
+
 /// What a CPU does.
 #[open_enum]
 #[repr(u32)]
@@ -330,6 +405,7 @@ mod tests {
     fn each_part_fits_its_pages() {
         assert!(size_of::<SystemPublic>() <= 4096);
         assert!(size_of::<CpuPublic>() <= 4096);
+        assert_eq!(size_of::<TraceRing>(), 4096);
         assert!(size_of::<RingHeader>() as u64 <= RING_TEXT_OFFSET);
     }
 }

@@ -73,6 +73,16 @@ Examples:
         #[arg(short, long, conflicts_with = "json")]
         follow: bool,
     },
+    /// Show what happened: what IOMMUs stopped of devices, what CPUs were stopped for, and who stood still
+    #[command(after_help = "\
+Examples:
+  gaol trace                        the last events
+  gaol trace -f                     and what comes, until interrupted")]
+    Trace {
+        /// Wait for more, until interrupted
+        #[arg(short, long, conflicts_with = "json")]
+        follow: bool,
+    },
     /// Create, load, start, stop and watch cells
     #[command(subcommand)]
     Cell(CellCommand),

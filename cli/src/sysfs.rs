@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use gaol_abi::PAGE_SIZE;
-use gaol_abi::public::{CPU_OFFSET, CpuPublic, SystemPublic};
+use gaol_abi::public::{CPU_OFFSET, CpuPublic, SystemPublic, TRACE_OFFSET, TraceRing};
 use gaol_config::CpuSet;
 use gaol_config::encode::Binary;
 use zerocopy::FromBytes;
@@ -112,6 +112,14 @@ impl PublicPages {
     pub fn system(&self) -> Option<&SystemPublic> {
         let (system, _) = SystemPublic::ref_from_prefix(self.0.bytes()).ok()?;
         Some(system)
+    }
+
+    /// The last events.
+    #[must_use]
+    pub fn trace(&self) -> Option<&TraceRing> {
+        let bytes = self.0.bytes().get(usize::try_from(TRACE_OFFSET).ok()?..)?;
+        let (ring, _) = TraceRing::ref_from_prefix(bytes).ok()?;
+        Some(ring)
     }
 
     /// What concerns a CPU.

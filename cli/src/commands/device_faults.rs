@@ -13,14 +13,12 @@ fn faulty(system: &SystemPublic) -> impl Iterator<Item = &DeviceFaults> {
     system.device_faults.iter().filter(|one| one.count != 0)
 }
 
-fn attempt(one: &DeviceFaults) -> String {
-    let address = one.address;
-    if one.reason >= FIRST_INTERRUPT {
-        return format!("an interrupt by entry {address}");
-    }
-    match one.flags & DEVICE_FAULT_READ {
-        0 => format!("a write at {address:#x}"),
-        _ => format!("a read at {address:#x}"),
+/// What it was that an IOMMU stopped, by address and reason.
+pub(super) fn attempt(address: u64, reason: u32, is_read: bool) -> String {
+    match is_read {
+        _ if reason >= FIRST_INTERRUPT => format!("an interrupt by entry {address}"),
+        false => format!("a write at {address:#x}"),
+        true => format!("a read at {address:#x}"),
     }
 }
 
@@ -36,7 +34,7 @@ pub fn describe(system: &SystemPublic, name: impl Fn(u32) -> String) -> String {
                 1 => "once".to_owned(),
                 count => format!("{count} times"),
             },
-            attempt(one),
+            attempt(one.address, one.reason, one.flags & DEVICE_FAULT_READ != 0),
             one.reason,
             match one.flags & DEVICE_QUARANTINED {
                 0 => "",

@@ -212,7 +212,7 @@ fn watchdog_words(watchdog: &WatchdogEntry) -> Option<String> {
 }
 
 /// What Linux did that a CPU of it was parked for.
-fn root_failure_words(failure: &RootFailure) -> Option<String> {
+pub(super) fn root_failure_words(failure: &RootFailure) -> Option<String> {
     let deed = match failure.kind {
         RootFailureKind::None => return None,
         RootFailureKind::Panic => "its kernel panicked".to_owned(),
@@ -242,7 +242,7 @@ fn faults_of<'a>(cell: &CellEntry, public: Option<&'a PublicPages>) -> Vec<(u32,
 }
 
 /// Name of an exit reason, or its number.
-fn exit_name(reason: u32, vendor: Option<Vendor>) -> String {
+pub(super) fn exit_name(reason: u32, vendor: Option<Vendor>) -> String {
     let index = usize::try_from(reason).unwrap_or(usize::MAX);
     let name = vendor.and_then(|vendor| counter_name(vendor, index));
     name.map_or_else(|| format!("exit_{reason:#x}"), str::to_owned)
@@ -291,7 +291,8 @@ fn deed(fault: &FaultRecord) -> String {
     }
 }
 
-fn describe(fault: &FaultRecord, vendor: Option<Vendor>) -> String {
+/// The same with the place and the reason.
+pub(super) fn describe(fault: &FaultRecord, vendor: Option<Vendor>) -> String {
     format!(
         "{} at RIP {:#x} (exit reason {})",
         deed(fault),

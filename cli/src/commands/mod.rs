@@ -14,6 +14,7 @@ pub mod owners;
 pub mod plan;
 pub mod stats;
 pub mod system;
+pub mod trace;
 
 use std::io::{IsTerminal, Write};
 
@@ -39,6 +40,8 @@ pub fn run(
         Command::Disable { force } => system::disable(host, *force),
         Command::Console { follow: false } => system::console(host),
         Command::Console { follow: true } => system::follow_console(host, output),
+        Command::Trace { follow: false } => trace::trace(host),
+        Command::Trace { follow: true } => trace::follow(host, output),
         Command::Cell(command) => run_cell(command, host),
         Command::Hardware(HardwareCommand::Check { root, smi_seconds }) => {
             hardware::check(root.as_deref(), *smi_seconds)

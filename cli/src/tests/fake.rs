@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use gaol_abi::PAGE_SIZE;
 use gaol_abi::image::Vendor;
 use gaol_abi::outcome::{Outcome, Reason};
-use gaol_abi::public::{CPU_OFFSET, CpuPublic, SystemPublic};
+use gaol_abi::public::{CPU_OFFSET, CpuPublic, SystemPublic, TRACE_OFFSET, TraceEvent, TraceRing};
 use serde_json::Value;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -421,6 +421,25 @@ impl Machine {
             put(CPU_OFFSET + u64::from(number) * PAGE_SIZE, cpu.as_bytes());
         }
         fs::write(self.path("sys/devices/gaol/public"), pages).unwrap();
+    }
+
+    /// Adds events to what is published: they are numbered in their order.
+    pub fn publish_events(&self, events: &[TraceEvent]) {
+        let path = self.path("sys/devices/gaol/public");
+        let mut pages = fs::read(&path).unwrap();
+        let mut ring = TraceRing::new_zeroed();
+        for (number, (slot, event)) in (1..).zip(ring.events.iter_mut().zip(events)) {
+            *slot = TraceEvent {
+                begin: number,
+                end: number,
+                ..*event
+            };
+            ring.written = number;
+        }
+        ring.left_out = 82;
+        let at = TRACE_OFFSET as usize;
+        pages[at..at + size_of::<TraceRing>()].copy_from_slice(ring.as_bytes());
+        fs::write(path, pages).unwrap();
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -2,7 +2,9 @@
 
 use gaol_abi::exit::COUNTER_KICKS;
 use gaol_abi::latency::{Results, SIGNATURE};
-use gaol_abi::public::{FaultRecord, HypervisorFaultKind, RootFailureKind};
+use gaol_abi::public::{
+    DEVICE_FAULT_READ, FaultRecord, HypervisorFaultKind, RootFailureKind, TraceEvent, TraceKind,
+};
 use serde_json::json;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -508,4 +510,95 @@ fn histogram_needs_results() {
         .run(&["cell", "histogram", "latency", "--json"])
         .json();
     assert_eq!(json["error"]["reason"], "no_results");
+}
+
+#[test]
+fn trace_tells_what_happened_in_its_order() {
+    let machine = Machine::enabled();
+    machine.publish_all(|system| system.tsc_khz = 1_000_000, |_, _| ());
+    assert_eq!(
+        machine.run(&["trace"]).text(),
+        "Nothing has happened so far.\n"
+    );
+    let event = |kind, seconds: u64, cell| TraceEvent {
+        kind,
+        time: seconds * 1_000_000_000,
+        cell,
+        ..TraceEvent::new_zeroed()
+    };
+    machine.publish_events(&[
+        TraceEvent {
+            source: 0x20,
+            reason: 6,
+            address: 0x130_0000,
+            qualification: DEVICE_FAULT_READ.into(),
+            ..event(TraceKind::DeviceFault, 5, 1)
+        },
+        TraceEvent {
+            source: 0x1_0018,
+            reason: 0x25,
+            address: 7,
+            ..event(TraceKind::DeviceFault, 6, 9)
+        },
+        TraceEvent {
+            source: 3,
+            reason: 48,
+            qualification: 0x182,
+            address: 0x20_0000,
+            place: 0x1234,
+            ..event(TraceKind::Violation, 7, 1)
+        },
+        event(TraceKind::Watchdog, 8, 1),
+        TraceEvent {
+            source: 2,
+            reason: RootFailureKind::Panic.0,
+            ..event(TraceKind::RootFailure, 9, 0)
+        },
+        TraceEvent {
+            source: 1,
+            ..event(TraceKind::HypervisorFault, 10, 0)
+        },
+        event(TraceKind(99), 11, 1),
+    ]);
+    let text = machine.run(&["trace"]).text();
+    assert_eq!(
+        text,
+        "      5.000000  PCI function 0000:00:04.0 of cell \"latency\": a read at 0x1300000 was stopped by its IOMMU (reason 0x6)\n      \
+               6.000000  PCI function 0001:00:03.0 of cell 9: an interrupt by entry 7 was stopped by its IOMMU (reason 0x25)\n      \
+               7.000000  CPU 3 of cell \"latency\": it wrote guest-physical 0x200000 at RIP 0x1234 (exit reason ept_violation)\n      \
+               8.000000  the heartbeat of cell \"latency\" has not changed in time\n      \
+               9.000000  Linux failed on CPU 2: its kernel panicked\n     \
+               10.000000  the hypervisor failed on CPU 1, in cell \"root\" (`gaol cell list` tells more)\n     \
+               11.000000  an event of the unknown kind 99, of cell \"latency\"\n\
+         (82 faults of devices were left out, since there were too many at once)\n"
+    );
+    let json = machine.run(&["trace", "--json"]).json();
+    let first = &json["events"][0];
+    assert_eq!(
+        (&first["kind"], &first["function"], &first["cell_name"]),
+        (
+            &"device_fault".into(),
+            &"0000:00:04.0".into(),
+            &"latency".into()
+        )
+    );
+    assert_eq!(
+        (&first["address"], &first["read"], &first["number"]),
+        (&0x130_0000.into(), &true.into(), &1.into())
+    );
+    assert_eq!(json["events"][1]["cell_name"], serde_json::Value::Null);
+    assert_eq!(json["events"][2]["exit_reason"], "ept_violation");
+    assert_eq!(
+        (&json["left_out"], &json["overwritten"]),
+        (&82.into(), &0.into())
+    );
+}
+
+#[test]
+fn trace_needs_gaol_enabled() {
+    let machine = Machine::enabled();
+    machine.write("sys/devices/gaol/enabled", "0\n");
+    let ran = machine.run(&["trace"]);
+    assert_eq!(ran.status, 1);
+    assert!(ran.errors.contains("there is no trace"), "{}", ran.errors);
 }

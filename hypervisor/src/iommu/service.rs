@@ -41,7 +41,7 @@ use crate::processor::{self, time_stamp};
 use crate::region::{self, LinearTables};
 use crate::set_once::SetOnce;
 use crate::system::{self, Machinery, PoolTables, map_failure};
-use crate::trace::public;
+use crate::trace::{events, public};
 use crate::virt::NestedFormat;
 
 /// Milliseconds that a unit has for what it is told.
@@ -173,7 +173,7 @@ fn is_on() -> bool {
 fn with<R>(action: impl FnOnce(&mut Fleet) -> R) -> R {
     let mut fleet = FLEET.lock();
     let result = action(&mut fleet);
-    publish(&fleet);
+    publish(&mut fleet);
     result
 }
 
@@ -183,12 +183,16 @@ fn look<R>(action: impl FnOnce(&mut Fleet) -> R) -> R {
     let before = fleet.troubles();
     let result = action(&mut fleet);
     if fleet.troubles() != before {
-        publish(&fleet);
+        publish(&mut fleet);
     }
     result
 }
 
-fn publish(fleet: &Fleet) {
+fn publish(fleet: &mut Fleet) {
+    let left_out = fleet.faults.take_fresh(events::device_fault);
+    if left_out != 0 {
+        events::left_out(left_out);
+    }
     public::set_iommus(&fleet.figures(), &fleet.faults.devices);
 }
 

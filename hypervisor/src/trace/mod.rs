@@ -1,4 +1,5 @@
-//! What the hypervisor tells: the console ring and UART, and the pages that the root reads.
+//! What the hypervisor tells: the console ring and UART, the trace, and the pages that the root reads.
 
 pub mod console;
+pub mod events;
 pub mod public;

@@ -12,6 +12,7 @@ use gaol_abi::public::{
     MAX_FAULTY_DEVICES, PAUSES, Pause, RootFailure, SystemPublic, WatchdogRecord,
 };
 
+use super::events;
 use crate::launch::parameters;
 
 /// The counters of a CPU, in its public page.
@@ -89,8 +90,12 @@ pub fn state(cpu: u32) -> CpuState {
     })
 }
 
-/// Keeps a fault of CPU `cpu`; its count goes up.
+/// Keeps a fault of CPU `cpu`; its count goes up. What the root was overruled in is no event: there can be any number of
+/// these.
 pub fn record_fault(cpu: u32, fault: &FaultRecord) {
+    if fault.cell != 0 {
+        events::violation(cpu, fault);
+    }
     let at = cpu_field(cpu, offset_of!(CpuPublic, fault)) as *mut FaultRecord;
     // SAFETY: as in `set_state`; one writer.
     unsafe {
@@ -111,6 +116,7 @@ pub fn set_host_registers(cpu: u32, registers: [u64; 3]) {
 
 /// Keeps a fault of the hypervisor on CPU `cpu`; its count goes up.
 pub fn record_hypervisor_fault(cpu: u32, fault: &HypervisorFault) {
+    events::hypervisor_fault(cpu, fault);
     let at = cpu_field(cpu, offset_of!(CpuPublic, hypervisor_fault)) as *mut HypervisorFault;
     // SAFETY: as in `set_state`; one writer.
     unsafe {
@@ -208,6 +214,7 @@ pub fn clear_watchdog(cell: u32) {
 
 /// Keeps that the cell's heartbeat has not changed in time.
 pub fn record_expiry(cell: u32, heartbeat: u64, time: u64) {
+    events::expiry(cell, heartbeat, time);
     let at = watchdog(cell);
     // SAFETY: as in `clear_watchdog`.
     unsafe {
@@ -248,6 +255,7 @@ fn put<T: Copy>(offset: usize, value: T) {
 
 /// Keeps how the root has failed; its count goes up. Of two CPUs that fail at the same moment one is kept.
 pub fn record_root_failure(failure: &RootFailure) {
+    events::root_failure(failure);
     let at = page(offset_of!(SystemPublic, root_failure) as u64) as *mut RootFailure;
     // SAFETY: an aligned structure of the first public page, any values of which are valid; the root only reads.
     unsafe {

@@ -249,6 +249,36 @@ fn transfers(context: &mut Context) -> Result<Vec<(RangeInclusive<u64>, bool)>> 
         .collect()
 }
 
+/// The last event of the trace is the fault that the list of cells tells of, with the cell's name.
+fn traced(context: &mut Context, told: &Value) -> Result<()> {
+    let trace = context.machine.gaol("trace")?;
+    let events = trace["events"].as_array().into_iter().flatten();
+    let mut faults = events.filter(|event| event["kind"] == "device_fault");
+    let last = faults
+        .next_back()
+        .with_context(|| format!("no fault of a device: {trace}"))?;
+    for key in ["function", "cell", "address", "reason", "read", "time"] {
+        ensure!(
+            !told[key].is_null() && last[key] == told[key],
+            "{key}: {last}, and the list of cells says {told}"
+        );
+    }
+    ensure!(last["cell_name"] == CELL, "{last}");
+    let text = context.machine.check("gaol trace")?;
+    let (function, address) = (&told["function"], told["address"].as_u64().unwrap_or(0));
+    let words = format!(
+        "PCI function {} of cell \"{CELL}\": a {} at {address:#x} was stopped by its IOMMU",
+        function.as_str().unwrap_or_default(),
+        if told["read"] == true {
+            "read"
+        } else {
+            "write"
+        }
+    );
+    ensure!(text.contains(&words), "no `{words}` in {text}");
+    Ok(())
+}
+
 /// Repeats attacks on the root, the hypervisor and the other cell one by one: each is told as it was. Returns how many.
 fn each_is_told(context: &mut Context, cell: u64, targets: &str) -> Result<usize> {
     let rows: Vec<_> = attacks::all()
@@ -272,6 +302,7 @@ fn each_is_told(context: &mut Context, cell: u64, targets: &str) -> Result<usize
         ensure!(count == before + 1, "{}: {before}, then {found}", row.name);
         let stopped = stopped(&found)?.with_context(|| format!("{}: {found}", row.name))?;
         let (pages, is_read) = transfer(context, row.attack)?.context("no transfer")?;
+        traced(context, &found)?;
         ensure!(
             stopped.cell == cell
                 && stopped.is_read == is_read

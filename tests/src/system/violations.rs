@@ -126,7 +126,34 @@ pub(super) fn parked(context: &mut Context, what: &str, addresses: &[u64]) -> Re
             "the record does not have the address {address:#x}: {fault}"
         );
     }
+    let fault = fault.clone();
+    traced(context, &fault)?;
     end(context)
+}
+
+/// The last CPU that the trace says was stopped is one of those that the list of cells tells of.
+fn traced(context: &mut Context, faults: &Value) -> Result<()> {
+    let trace = context.machine.gaol("trace")?;
+    let mut events = trace["events"].as_array().into_iter().flatten().rev();
+    let last = events.find(|event| event["kind"] == "violation");
+    let last = last.ok_or_else(|| anyhow::anyhow!("no CPU was stopped: {trace}"))?;
+    let is_it = |fault: &Value| {
+        let keys = [
+            "cpu",
+            "address",
+            "rip",
+            "exit_reason",
+            "qualification",
+            "time",
+        ];
+        keys.iter()
+            .all(|key| !fault[key].is_null() && fault[key] == last[key])
+    };
+    ensure!(
+        faults.as_array().into_iter().flatten().any(is_it) && last["cell_name"] == "violator",
+        "{last} is none of {faults}"
+    );
+    Ok(())
 }
 
 /// The fault records of a cell's CPUs, when there are any.

@@ -11,9 +11,35 @@ pub const STORM: u32 = 100;
 /// is like it), so that to who looks seldom a storm is a trickle.
 pub const MOST: u32 = 400;
 
+/// So many faults of one device in a second are events of the trace, so that it is not one device's alone.
+const MOST_TRACED: u32 = 8;
+/// Most faults between two publications that are events of the trace.
+const MOST_FRESH: usize = 32;
+
+/// A fault for the trace, in the terms of [`DeviceFaults`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Traced {
+    /// The function.
+    pub source: u32,
+    /// Id of its cell.
+    pub cell: u32,
+    /// Address, or index of the interrupt entry.
+    pub address: u64,
+    /// Time stamp counter.
+    pub time: u64,
+    /// Why, as VT-d counts the reasons.
+    pub reason: u32,
+    /// `DEVICE_…`.
+    pub flags: u32,
+}
+
 /// The faults of all devices.
 #[derive(Debug)]
 pub struct Faults {
+    /// Faults that are to be events of the trace, in their order; then none.
+    fresh: [Option<Traced>; MOST_FRESH],
+    /// Those that are not to be, since there were too many at once.
+    left_out: u64,
     /// By device, in the order in which they began.
     pub devices: [DeviceFaults; MAX_FAULTY_DEVICES],
     /// When the present second of each device began, its faults in it, and those since its cell was started.
@@ -50,6 +76,8 @@ impl Faults {
             flags: 0,
         };
         Self {
+            fresh: [None; MOST_FRESH],
+            left_out: 0,
             devices: [NONE; MAX_FAULTY_DEVICES],
             seconds: [(0, 0, 0); MAX_FAULTY_DEVICES],
             count: 0,
@@ -76,6 +104,7 @@ impl Faults {
         let mut slots = self.devices.iter().zip(0usize..);
         let found = slots.find(|(one, _)| one.count == 0 || one.source == number);
         let Some((_, index)) = found else {
+            self.left_out = self.left_out.saturating_add(1);
             return false;
         };
         let Some((one, second)) = self.devices.get_mut(index).zip(self.seconds.get_mut(index))
@@ -110,7 +139,33 @@ impl Faults {
         } else {
             (start, count.saturating_add(1), all)
         };
-        second.1 >= STORM || all >= MOST
+        let (in_second, is_storm) = (second.1, second.1 >= STORM || all >= MOST);
+        let traced = Traced {
+            source: number,
+            cell,
+            address: one.address,
+            time: now,
+            reason: one.reason,
+            flags: one.flags,
+        };
+        self.trace(traced, in_second);
+        is_storm
+    }
+
+    /// The fault is an event, unless it is one of too many.
+    fn trace(&mut self, traced: Traced, in_second: u32) {
+        let mut slots = self.fresh.iter_mut();
+        match slots.find(|slot| slot.is_none()) {
+            Some(slot) if in_second <= MOST_TRACED => *slot = Some(traced),
+            _ => self.left_out = self.left_out.saturating_add(1),
+        }
+    }
+
+    /// Hands out what is to be an event of the trace, once. Returns how many more there were.
+    pub fn take_fresh(&mut self, visit: impl FnMut(&Traced)) -> u64 {
+        self.fresh.iter().flatten().for_each(visit);
+        self.fresh = [None; MOST_FRESH];
+        core::mem::take(&mut self.left_out)
     }
 
     /// The device is kept from all memory.
@@ -144,6 +199,43 @@ mod tests {
             let now = u64::from(*number) * cycles;
             faults.note((0, SourceId(0x18)), 1, (0x5000, 5 << 32), now)
         })
+    }
+
+    #[test]
+    fn a_device_with_many_faults_leaves_room_in_the_trace_for_others() {
+        let mut faults = Faults::new();
+        faults.set_second(1000);
+        let mut note = |source, address, now| {
+            faults.note((1, SourceId(source)), 2, (address, 1 << 62 | 6 << 32), now);
+        };
+        for number in 0..90 {
+            note(0x18, 0x5000 + (number << 12), number);
+        }
+        note(0x20, 0x9000, 90);
+        let mut seen = Vec::new();
+        let left_out = faults.take_fresh(|traced| seen.push(*traced));
+        assert_eq!((seen.len() as u32, left_out), (MOST_TRACED + 1, 82));
+        assert_eq!(
+            seen[1],
+            Traced {
+                source: 0x1_0018,
+                cell: 2,
+                address: 0x6000,
+                time: 1,
+                reason: 6,
+                flags: DEVICE_FAULT_READ,
+            }
+        );
+        assert_eq!(
+            seen.last().map(|one| (one.source, one.address)),
+            Some((0x1_0020, 0x9000))
+        );
+        assert_eq!(faults.take_fresh(|_| panic!("it was told before")), 0);
+        // The next second it is heard again.
+        faults.note((1, SourceId(0x18)), 2, (0x5000, 5 << 32), 5000);
+        let mut count = 0;
+        assert_eq!(faults.take_fresh(|_| count += 1), 0);
+        assert_eq!(count, 1);
     }
 
     #[test]
