@@ -2,7 +2,7 @@
 //!
 //! Characters go into the ring without a lock: a writer takes the next place and then fills it, so no guest can delay
 //! another by printing. Text is put together at launch and when something is wrong, by [`Line`], which has a line of its own:
-//! meanwhile characters of guests wait for its [`Turn`], but never longer than a few milliseconds.
+//! meanwhile characters of guests wait for its turn, but never longer than a few milliseconds.
 
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
