@@ -15,6 +15,7 @@ use crate::trace::public;
 use crate::virt;
 use crate::virt::contract::{GuestState, Virtualization};
 use crate::virt::entry::Frame;
+use crate::virt::exit::go_on;
 use crate::virt::state::{PAT_RESET, Start, State};
 
 const ROOT: u32 = 0;
@@ -318,9 +319,10 @@ pub extern "sysv64" fn restarted(_: u64) -> ! {
         cpu.shared.acknowledge(Events::JOIN);
         halt_for_ever();
     }
-    let frame = reset(cpu, Start::Parked);
+    let mut frame = reset(cpu, Start::Parked);
     finish_join(cpu, ROOT);
-    let entry = cpu.virtualization.next_entry();
+    // A kick may have come since the CPU was told to join.
+    let entry = go_on(cpu, &mut frame);
     // SAFETY: the control block is loaded again, with the host state that was written at launch and a reset guest.
     unsafe { virt::Current::enter(&raw const frame, entry) }
 }
