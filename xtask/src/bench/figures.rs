@@ -49,7 +49,11 @@ const BOCHS: &[Limit] = &[
     limit("longest_pause", 500_000.0, 0.0),
     limit("disable", 20_000.0, 20_600.0),
     limit("text_and_rodata_bytes", 208.0 * 1024.0, 64.0 * 1024.0),
-    limit("memory_bytes", 1.125 * 1024.0 * 1024.0, 2.5 * 1024.0 * 1024.0),
+    limit(
+        "memory_bytes",
+        1.125 * 1024.0 * 1024.0,
+        2.5 * 1024.0 * 1024.0,
+    ),
 ];
 
 /// The promises on QEMU, with SVM.
