@@ -157,10 +157,19 @@ pub fn confine(target: Target, owner: u32, receivers: &impl Receivers) -> Option
     let mut first = None;
     let mut reaches_others = false;
     for receiver in (0..receivers.count()).filter_map(|number| receivers.get(number)) {
-        if !receiver.is_addressed(target) {
+        let is_own = receiver.owner == Some(owner);
+        // What a cell sends is not judged again when processors of others change hands, and with them their mode.
+        let seen = match is_own || owner == ROOT {
+            true => receiver,
+            false => Receiver {
+                owner: None,
+                ..receiver
+            },
+        };
+        if !seen.is_addressed(target) {
             continue;
         }
-        if receiver.owner == Some(owner) {
+        if is_own {
             first = first.or(Some(receiver.processor.apic_id));
         } else {
             reaches_others = true;

@@ -914,3 +914,29 @@ proptest! {
         }
     }
 }
+
+/// A cell's entry is not judged again when processors of others change hands, and with them the mode of their APICs.
+#[test]
+fn a_cells_message_is_confined_whatever_mode_others_change_to() {
+    let receiver = |number: u32, owner, logical_id| Receiver {
+        processor: Processor {
+            number,
+            apic_id: number,
+            logical_id,
+            cluster_model: true,
+            x2apic: owner != ROOT,
+        },
+        owner: Some(owner),
+    };
+    // CPU 3 is the root's in xAPIC mode, where the destination does not mean it; in x2APIC mode bit 3 does.
+    let machine = Machine(vec![receiver(3, ROOT, 0x08), receiver(4, 1, 0x11)]);
+    let entry = Entry::RESET
+        .with_masked(false)
+        .with_vector(0x50)
+        .with_logical(true)
+        .with_destination(0x18);
+    let judged = judge::judge(entry, 1, Remapping::None, &machine).unwrap();
+    assert!(!judged.logical() && judged.destination() == 4, "{judged:?}");
+    let own = entry.with_destination(0x10);
+    assert_eq!(judge::judge(own, 1, Remapping::None, &machine), Some(own));
+}
