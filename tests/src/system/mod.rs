@@ -144,7 +144,18 @@ impl Context {
 
     /// Creates, loads and starts a cell from the configuration and the image of these names.
     fn start_cell_with(&mut self, cell: &str, image: &str, command_line: &str) -> Result<()> {
-        self.machine.gaol(&format!("cell create {cell}.toml"))?;
+        self.start_cell_of(&format!("{cell}.toml"), cell, image, command_line)
+    }
+
+    /// Creates, loads and starts the cell that a file describes.
+    fn start_cell_of(
+        &mut self,
+        file: &str,
+        cell: &str,
+        image: &str,
+        command_line: &str,
+    ) -> Result<()> {
+        self.machine.gaol(&format!("cell create {file}"))?;
         self.machine.gaol(&format!(
             "cell load {cell} {image}.bin -s \"{command_line}\""
         ))?;

@@ -103,11 +103,7 @@ fn start(context: &mut Context, mode: &str) -> Result<()> {
         ("intx", Platform::Qemu | Platform::Kvm) => "net-line.toml".to_owned(),
         _ => format!("{cell}.toml"),
     };
-    context.machine.gaol(&format!("cell create {file}"))?;
-    context.machine.gaol(&format!(
-        "cell load {cell} net.bin -s \"mode={mode}{line}\""
-    ))?;
-    context.machine.gaol(&format!("cell start {cell}"))?;
+    context.start_cell_of(&file, cell, "net", &format!("mode={mode}{line}"))?;
     let console = context.wait_console("net: ready")?;
     ensure!(
         !console.contains("cell failed") && console.contains(mode),
