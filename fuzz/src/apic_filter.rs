@@ -53,10 +53,9 @@ impl Model {
         assert!(matches!(mode, 0 | 1 | 4) || (owner == ROOT && mode == 7));
         if mode < 2 {
             assert!(entry.vector() >= 16);
-            assert!(
-                !entry.level() || CELL_LEVEL_VECTORS.contains(&entry.vector()) == (owner != ROOT)
-            );
         }
+        let is_of_cells = CELL_LEVEL_VECTORS.contains(&entry.vector());
+        assert!(!entry.level() || is_of_cells == (owner != ROOT));
         for receiver in &self.machine.0 {
             let may_be = receiver.owner == Some(owner);
             assert!(may_be || !is_reached(message, receiver), "{message:?}");

@@ -108,7 +108,8 @@ pub fn judge(
         }
         // An edge whatever the trigger mode is.
         mode::NMI => entry.with_level(false),
-        mode::EXTERNAL if is_root => entry,
+        // Likewise; and its vector says nothing, so that it may be one that the cells' level-triggered pins have.
+        mode::EXTERNAL if is_root => entry.with_level(false),
         _ => return None,
     };
     direct(entry, owner, receivers)
