@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The hypervisor's console as a stream.
+ * The hypervisor's console as a stream of ring entries: characters, each with
+ * who printed it. Whoever reads the stream puts lines together.
  *
  * Invariant: the ring is read under console_lock while the hypervisor is there,
  * and from a copy when it has gone. Each reader has a position of its own; it
- * begins anew with each launch, and is told how many bytes it has missed.
+ * begins anew with each launch, and is told how many characters it has missed.
  */
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -18,15 +19,19 @@
 #define RING_BYTES	(GAOL_PUBLIC_RING_PAGES * GAOL_PAGE_SIZE)
 #define POLL_INTERVAL	(HZ / 10)
 #define CHUNK		512
+#define NOTE		64
 
 struct reader {
 	struct mutex lock;
 	u64 launch;
 	u64 position;
-	/* Text that was taken from the ring and not yet handed to user space. */
+	/*
+	 * Entries that were taken from the ring, and the bytes of them that were
+	 * not yet handed to user space.
+	 */
 	size_t start;
 	size_t end;
-	char text[CHUNK + 64];
+	struct gaol_ring_entry entries[CHUNK + NOTE];
 };
 
 static DEFINE_MUTEX(console_lock);
@@ -50,23 +55,41 @@ static u64 written(void)
 	return ring ? smp_load_acquire(&header->written) : 0;
 }
 
-/* Called with console_lock held. Returns the bytes put into `buffer`. */
-static size_t copy_text(u64 position, char *buffer, size_t size)
+static u64 oldest_of(u64 end)
 {
-	const char *text = ring + GAOL_PUBLIC_RING_TEXT_OFFSET;
-	size_t index;
+	return end > GAOL_PUBLIC_RING_ENTRIES ? end - GAOL_PUBLIC_RING_ENTRIES : 0;
+}
 
-	for (index = 0; index < size; index++)
-		buffer[index] =
-			READ_ONCE(text[(position + index) % GAOL_PUBLIC_RING_TEXT]);
-	return size;
+/* Called with console_lock held, where `position` has been written. */
+static struct gaol_ring_entry entry_at(u64 position)
+{
+	const struct gaol_ring_entry *entries =
+		ring + GAOL_PUBLIC_RING_ENTRIES_OFFSET;
+
+	return READ_ONCE(entries[position % GAOL_PUBLIC_RING_ENTRIES]);
+}
+
+/* Tells the reader what it has missed. Returns the entries that this takes. */
+static size_t put_note(struct reader *reader, u64 missed)
+{
+	char note[NOTE];
+	int index, length;
+
+	length = scnprintf(note, sizeof(note),
+			   "<missed %llu characters of the console>\n", missed);
+	for (index = 0; index < length; index++)
+		reader->entries[index] = (struct gaol_ring_entry){
+			.character = note[index],
+			.source = GAOL_PUBLIC_RING_BY_HYPERVISOR,
+		};
+	return length;
 }
 
 /* Takes the next piece from the ring, with a note when the ring ran over. */
 static void refill(struct reader *reader)
 {
+	size_t count, index, size = 0;
 	u64 end, oldest;
-	size_t size;
 
 	reader->start = 0;
 	reader->end = 0;
@@ -76,23 +99,22 @@ static void refill(struct reader *reader)
 		reader->position = 0;
 	}
 	end = written();
-	oldest = end > GAOL_PUBLIC_RING_TEXT ? end - GAOL_PUBLIC_RING_TEXT : 0;
+	oldest = oldest_of(end);
 	if (reader->position < oldest) {
-		reader->end = scnprintf(reader->text, sizeof(reader->text),
-					"<missed %llu bytes of console log>\n",
-					oldest - reader->position);
+		size = put_note(reader, oldest - reader->position);
 		reader->position = oldest;
 	}
-	size = min_t(u64, end - reader->position, CHUNK);
-	copy_text(reader->position, reader->text + reader->end, size);
+	count = min_t(u64, end - reader->position, CHUNK);
+	for (index = 0; index < count; index++)
+		reader->entries[size + index] =
+			entry_at(reader->position + index);
 	/* What was overwritten while it was read is missed, not told wrongly. */
 	smp_rmb();
-	end = written();
-	oldest = end > GAOL_PUBLIC_RING_TEXT ? end - GAOL_PUBLIC_RING_TEXT : 0;
-	if (reader->position >= oldest) {
-		reader->position += size;
-		reader->end += size;
+	if (reader->position >= oldest_of(written())) {
+		reader->position += count;
+		size += count;
 	}
+	reader->end = size * sizeof(*reader->entries);
 	mutex_unlock(&console_lock);
 }
 
@@ -137,7 +159,7 @@ ssize_t gaol_console_read(struct file *file, char __user *buffer, size_t size,
 		if (reader->start == reader->end)
 			break;
 		piece = min_t(size_t, size - done, reader->end - reader->start);
-		if (copy_to_user(buffer + done, reader->text + reader->start,
+		if (copy_to_user(buffer + done, (char *)reader->entries + reader->start,
 				 piece)) {
 			done = done ? done : -EFAULT;
 			break;
@@ -185,15 +207,17 @@ void gaol_console_release(struct file *file)
 	kfree(reader);
 }
 
-/* The last text that fits. Returns its length. */
+/* The last text that fits, as it came. Returns its length. */
 size_t gaol_console_tail(char *buffer, size_t size)
 {
+	size_t index;
 	u64 end;
 
 	mutex_lock(&console_lock);
 	end = written();
-	size = min3((u64)size, end, (u64)GAOL_PUBLIC_RING_TEXT);
-	copy_text(end - size, buffer, size);
+	size = min3((u64)size, end, (u64)GAOL_PUBLIC_RING_ENTRIES);
+	for (index = 0; index < size; index++)
+		buffer[index] = entry_at(end - size + index).character;
 	mutex_unlock(&console_lock);
 	return size;
 }

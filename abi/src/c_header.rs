@@ -267,6 +267,7 @@ structures! {
         iommus, device_faults,
     }
     public::RingHeader { written }
+    public::RingEntry { character, source }
     public::TraceEvent { begin, time, kind, cell, source, reason, address, place, qualification, end }
     public::TraceRing { written, left_out, reserved, events }
     public::FaultRecord {
@@ -334,7 +335,7 @@ constants! {
     }
     public {
         MAX_FAULTY_DEVICES, DEVICE_QUARANTINED, DEVICE_FAULT_READ,
-        FAULT_TRACE, FAULT_FILE, PAUSES, RING_PAGES, RING_OFFSET, RING_TEXT, TRACE_OFFSET, TRACE_EVENTS, TRACE_WORDS, CPU_OFFSET, RING_TEXT_OFFSET,
+        FAULT_TRACE, FAULT_FILE, PAUSES, RING_PAGES, RING_OFFSET, RING_ENTRIES, TRACE_OFFSET, TRACE_EVENTS, TRACE_WORDS, CPU_OFFSET, RING_ENTRIES_OFFSET, RING_BY_HYPERVISOR,
     }
     exit {
         COUNTERS, COUNTER_NESTED_FAULT, COUNTER_OTHER, COUNTER_KICKS, COUNTER_ROOT_VIOLATIONS,

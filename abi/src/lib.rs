@@ -31,7 +31,7 @@ pub mod public;
 /// Revision of everything in this crate that the management side uses: image, handover, configuration, ioctls, public
 /// pages. Parts of different revisions refuse to work together. (The guest side has Jailhouse's own revision:
 /// [`communication::REVISION`].)
-pub const ABI_REVISION: u32 = 5;
+pub const ABI_REVISION: u32 = 6;
 
 /// Bytes of a page, and the unit of every offset that this crate calls page-aligned.
 pub const PAGE_SIZE: u64 = 4096;

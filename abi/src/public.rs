@@ -3,7 +3,7 @@
 //! The root has them mapped read-only, so reading them costs no exit and stops no CPU. Every field is written by one CPU
 //! at a time with plain aligned stores; a reader may see a counter a moment old but never torn.
 //!
-//! Layout: one [`SystemPublic`] page, [`RING_PAGES`] pages of console ring ([`RingHeader`] and text), a page with the trace
+//! Layout: one [`SystemPublic`] page, [`RING_PAGES`] pages of console ring ([`RingHeader`] and entries), a page with the trace
 //! ([`TraceRing`]), then one [`CpuPublic`] page for each CPU.
 
 use open_enum::open_enum;
@@ -14,11 +14,11 @@ use crate::handover::GeneralRegisters;
 use crate::outcome::Outcome;
 
 /// Pages of the console ring.
-pub const RING_PAGES: u64 = 4;
+pub const RING_PAGES: u64 = 8;
 /// Offset of the ring from the start of the public pages.
 pub const RING_OFFSET: u64 = 4096;
-/// Bytes of text that the ring keeps.
-pub const RING_TEXT: usize = (RING_PAGES as usize) * 4096 - 64;
+/// Characters that the ring keeps, each in a [`RingEntry`].
+pub const RING_ENTRIES: usize = ((RING_PAGES as usize) * 4096 - 64) / 2;
 /// Offset of the [`TraceRing`] from the start of the public pages.
 pub const TRACE_OFFSET: u64 = RING_OFFSET + RING_PAGES * 4096;
 /// Events that the trace keeps.
@@ -196,16 +196,29 @@ pub struct RootFailure {
     pub time: u64,
 }
 
-/// The start of the console ring; [`RING_TEXT`] bytes of text follow at offset 64.
+/// The start of the console ring; [`RING_ENTRIES`] entries follow at [`RING_ENTRIES_OFFSET`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct RingHeader {
-    /// Bytes written since the launch (atomic); byte n of the stream is at `n % RING_TEXT`.
+    /// Characters written since the launch (atomic); number n is in the entry `n % RING_ENTRIES`.
     pub written: u64,
 }
 
-/// Offset of the text from the start of the ring.
-pub const RING_TEXT_OFFSET: u64 = 64;
+/// Offset of the entries from the start of the ring.
+pub const RING_ENTRIES_OFFSET: u64 = 64;
+/// The [`RingEntry::source`] of what the hypervisor prints itself, and of the module's notes.
+pub const RING_BY_HYPERVISOR: u8 = u8::MAX;
+
+/// A character in the console ring, and who printed it: what several print at the same time stands mixed there, and whoever
+/// reads it puts lines together again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct RingEntry {
+    /// The character.
+    pub character: u8,
+    /// The cell's number, or [`RING_BY_HYPERVISOR`].
+    pub source: u8,
+}
 
 /// What a [`TraceEvent`] is about.
 #[open_enum]
@@ -406,6 +419,7 @@ mod tests {
         assert!(size_of::<SystemPublic>() <= 4096);
         assert!(size_of::<CpuPublic>() <= 4096);
         assert_eq!(size_of::<TraceRing>(), 4096);
-        assert!(size_of::<RingHeader>() as u64 <= RING_TEXT_OFFSET);
+        assert!(size_of::<RingHeader>() as u64 <= RING_ENTRIES_OFFSET);
+        assert!(crate::MAX_CELLS <= usize::from(RING_BY_HYPERVISOR));
     }
 }

@@ -3,6 +3,7 @@
 //! Invariant: commands see only this trait, so that all of them run in tests against a device that is made up.
 
 use std::io;
+use std::time::Duration;
 
 use gaol_abi::outcome::Outcome;
 
@@ -76,13 +77,19 @@ pub struct Load {
     pub address: u64,
 }
 
-/// A console as a stream.
+/// A console as a stream of [`RingEntry`](gaol_abi::public::RingEntry).
 pub trait Console {
-    /// Reads the next piece; 0 bytes when there is no more (for now, unless it waits).
+    /// Reads the next bytes of entries; none when there is no more (for now, unless it waits).
     ///
     /// # Errors
     /// What the device says.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Waits for something to read, but no longer than this. Whether there is.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn wait(&mut self, longest: Duration) -> io::Result<bool>;
 }
 
 /// The module.

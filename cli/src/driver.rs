@@ -12,6 +12,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
+use std::time::Duration;
 
 use gaol_abi::driver::{
     CellCommand, CellCreateRequest, CellLoadRequest, CellReference, EnableRequest,
@@ -21,6 +22,7 @@ use gaol_abi::driver::{
 };
 use gaol_abi::outcome::{Outcome, Reason};
 use gaol_abi::{ABI_REVISION, NAME_LENGTH};
+use rustix::event::{self, PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, Updater, opcode};
@@ -320,6 +322,12 @@ impl Console for File {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
             result => result,
         }
+    }
+
+    fn wait(&mut self, longest: Duration) -> io::Result<bool> {
+        let mut polled = [PollFd::new(self, PollFlags::IN)];
+        let longest = Timespec::try_from(longest).map_err(io::Error::other)?;
+        Ok(event::poll(&mut polled, Some(&longest))? != 0)
     }
 }
 

@@ -100,7 +100,7 @@ fn answer(cpu: &PerCpu, request: Request) -> i64 {
             if !published(cpu.cell).is_some_and(|cell| cell.may_print()) {
                 return error(Errno::NotPermitted);
             }
-            console::put(character);
+            console::put(cpu.cell, character);
             return 0;
         }
         // Not reported: the answer to a look must not go over the reason of a failure that is still to be read.

@@ -143,7 +143,9 @@ static void switch_worlds(int rounds)
 {
 	unsigned long long nmis = 0;
 	long before = available_kib(), after;
-	char text[32] = "";
+	struct gaol_ring_entry entries[32];
+	static const char said[] = "turned back\n";
+	const int length = sizeof(said) - 1;
 	int reader = open("/dev/gaol", O_RDWR | O_NONBLOCK);
 
 	for (int round = 0; round < rounds; round++) {
@@ -160,10 +162,17 @@ static void switch_worlds(int rounds)
 		CHECK(request.cycles, "no time has passed");
 		nmis += request.outcome.detail;
 		visit_all_cpus();
-		CHECK(read(reader, text, sizeof(text)) == 12 &&
-			      !memcmp(text, "turned back\n", 12),
-		      "console: %.32s", text);
-		CHECK(read(reader, text, sizeof(text)) == -1 && errno == EAGAIN,
+		CHECK(read(reader, entries, sizeof(entries)) ==
+			      length * (int)sizeof(*entries),
+		      "the console has another length");
+		for (int index = 0; index < length; index++)
+			CHECK(entries[index].character == said[index] &&
+				      entries[index].source ==
+					      GAOL_PUBLIC_RING_BY_HYPERVISOR,
+			      "character %d: %#x of %u", index,
+			      entries[index].character, entries[index].source);
+		CHECK(read(reader, entries, sizeof(entries)) == -1 &&
+			      errno == EAGAIN,
 		      "text from nowhere");
 	}
 	CHECK(nmis > (unsigned long long)rounds, "only %llu NMIs came in", nmis);

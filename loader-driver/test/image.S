@@ -127,10 +127,13 @@ entry:
 	cmpl	$0, PAGE(CPU)(%r12)
 	jne	6f
 	leaq	greeting(%rip), %rsi
-	leaq	(GAOL_PUBLIC_RING_OFFSET + GAOL_PUBLIC_RING_TEXT_OFFSET)(%rbx), %rdi
+	leaq	(GAOL_PUBLIC_RING_OFFSET + GAOL_PUBLIC_RING_ENTRIES_OFFSET)(%rbx), %rdi
 	movl	$(greeting_end - greeting), %ecx
+	movb	$GAOL_PUBLIC_RING_BY_HYPERVISOR, %ah
 	cld
-	rep movsb
+7:	lodsb
+	stosw
+	loop	7b
 	movq	$(greeting_end - greeting), (GAOL_PUBLIC_RING_OFFSET + GAOL_OFFSET_RING_HEADER_WRITTEN)(%rbx)
 6:
 	movq	%r12, %rdi

@@ -3,6 +3,7 @@
 pub mod cell;
 pub mod collect;
 pub mod config;
+pub mod console;
 pub mod create;
 mod device_faults;
 pub mod hardware;
@@ -38,8 +39,8 @@ pub fn run(
     match command {
         Command::Enable(arguments) => system::enable(host, arguments, asides),
         Command::Disable { force } => system::disable(host, *force),
-        Command::Console { follow: false } => system::console(host),
-        Command::Console { follow: true } => system::follow_console(host, output),
+        Command::Console { follow: false } => console::show(host),
+        Command::Console { follow: true } => console::follow(host, output),
         Command::Trace { follow: false } => trace::trace(host),
         Command::Trace { follow: true } => trace::follow(host, output),
         Command::Cell(command) => run_cell(command, host),

@@ -1,4 +1,4 @@
-//! `gaol enable`, `gaol disable`, `gaol console`.
+//! `gaol enable` and `gaol disable`.
 
 use std::io::Write;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::create;
 use crate::arguments::EnableArguments;
-use crate::failure::{Failure, Result, plain};
+use crate::failure::{Failure, Result};
 use crate::host::{Host, read_bytes, read_configuration};
 use crate::memory::{Shortage, with_blocks};
 use crate::output::{Report, grouped};
@@ -144,64 +144,5 @@ pub fn disable(host: &mut Host, force: bool) -> Result<Report> {
             "cycles": cost.cycles,
             "scrub_cycles": cost.scrub_cycles,
         }),
-    })
-}
-
-fn read_failure(error: &std::io::Error) -> Failure {
-    Failure::new(
-        "system_error",
-        format!("cannot read the console: {}", plain(error)),
-        "See `dmesg` for what the module says.",
-    )
-}
-
-/// `gaol console`: what was printed so far.
-///
-/// # Errors
-/// When the device can't be read.
-pub fn console(host: &mut Host) -> Result<Report> {
-    let opened = host.device.console(false);
-    let mut console = opened
-        .map_err(|error| host.failure("cannot open the console", error, &host.facts(None)))?;
-    let mut text = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        match console.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => text.extend_from_slice(&buffer[..count]),
-            Err(error) => return Err(read_failure(&error)),
-        }
-    }
-    let text = String::from_utf8_lossy(&text).into_owned();
-    Ok(Report {
-        json: json!({ "ok": true, "text": text }),
-        text,
-    })
-}
-
-/// `gaol console -f`: until the device ends, or `output` takes no more.
-///
-/// # Errors
-/// When the device can't be read.
-pub fn follow_console(host: &mut Host, output: &mut dyn Write) -> Result<Report> {
-    let opened = host.device.console(true);
-    let mut console = opened
-        .map_err(|error| host.failure("cannot open the console", error, &host.facts(None)))?;
-    let mut buffer = [0; 4096];
-    loop {
-        let count = match console.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(read_failure(&error)),
-        };
-        let written = output.write_all(&buffer[..count]);
-        if written.and_then(|()| output.flush()).is_err() {
-            break;
-        }
-    }
-    Ok(Report {
-        text: String::new(),
-        json: json!({ "ok": true }),
     })
 }

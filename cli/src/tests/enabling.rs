@@ -7,6 +7,7 @@ use gaol_abi::outcome::Reason;
 use gaol_config::SystemView;
 use gaol_config::encode::Binary;
 
+use super::fake::Piece::{self, Text};
 use super::fake::{Machine, Request, shipped};
 use crate::arguments::Fault;
 
@@ -325,26 +326,41 @@ fn a_module_of_another_version_is_named() {
 #[test]
 fn console_shows_what_was_printed() {
     let machine = Machine::enabled();
-    let print = |pieces: &[&[u8]]| {
-        machine.record.borrow_mut().console = pieces.iter().map(|piece| piece.to_vec()).collect();
+    let print = |pieces: &[Piece]| {
+        machine.record.borrow_mut().console = pieces.iter().copied().collect();
     };
-    print(&[b"hello: ", b"1 s up\n"]);
-    assert_eq!(machine.run(&["console"]).text(), "hello: 1 s up\n");
-    print(&[b"a\xff\n"]);
+    print(&[
+        Text(1, b"hello: "),
+        Text(2, b"ready\n"),
+        Text(1, b"1 s up\n"),
+    ]);
+    assert_eq!(machine.run(&["console"]).text(), "ready\nhello: 1 s up\n");
+    print(&[Text(1, b"hello: ")]);
+    assert_eq!(machine.run(&["console"]).text(), "hello: \n");
+    print(&[Text(1, b"a\xff\n")]);
     let json = machine.run(&["console", "--json"]).json();
     assert_eq!(json["text"], "a\u{fffd}\n");
-    print(&[b"first\n", b"second\n"]);
-    assert_eq!(machine.run(&["console", "-f"]).text(), "first\nsecond\n");
+    print(&[
+        Text(1, b"first\nname: "),
+        Piece::Quiet,
+        Text(1, b"x\n"),
+        Text(1, b"last"),
+    ]);
+    assert_eq!(
+        machine.run(&["console", "-f"]).text(),
+        "first\nname: x\nlast\n"
+    );
     let requests = machine.record.borrow().requests.clone();
     assert_eq!(
         requests,
         [
             Request::Console(false),
             Request::Console(false),
+            Request::Console(false),
             Request::Console(true)
         ]
     );
-    print(&[b"text", b""]);
+    print(&[Text(1, b"text"), Piece::Error]);
     assert_eq!(
         machine.run(&["console"]).failure(),
         "gaol: cannot read the console: Input/output error\n  See `dmesg` for what the module says.\n"

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use gaol_abi::PAGE_SIZE;
 use gaol_abi::image::Vendor;
@@ -59,7 +60,7 @@ pub struct Record {
     pub stuck: Vec<u64>,
     /// The error of opening the device.
     pub open_error: Option<io::ErrorKind>,
-    pub console: VecDeque<Vec<u8>>,
+    pub console: VecDeque<Piece>,
     pub memory: Vec<u64>,
 }
 
@@ -211,19 +212,41 @@ impl Switch for FakeSwitch {
     }
 }
 
-/// Pieces of text, one a read; an empty one is an error.
-struct FakeConsole(VecDeque<Vec<u8>>);
+/// What comes from the console.
+#[derive(Clone, Copy, Debug)]
+pub enum Piece {
+    /// Text of a source, for one read.
+    Text(u8, &'static [u8]),
+    /// Nothing, for a while.
+    Quiet,
+    /// The device fails.
+    Error,
+}
+
+struct FakeConsole(VecDeque<Piece>);
 
 impl Console for FakeConsole {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.0.pop_front() {
             None => Ok(0),
-            Some(piece) if piece.is_empty() => Err(io::Error::from_raw_os_error(5)),
-            Some(piece) => {
-                buffer[..piece.len()].copy_from_slice(&piece);
-                Ok(piece.len())
+            Some(Piece::Quiet) => panic!("reading waits for ever"),
+            Some(Piece::Error) => Err(io::Error::from_raw_os_error(5)),
+            Some(Piece::Text(source, text)) => {
+                let entries = buffer.as_chunks_mut().0;
+                for (entry, character) in entries.iter_mut().zip(text) {
+                    *entry = [*character, source];
+                }
+                Ok(2 * text.len())
             }
         }
+    }
+
+    fn wait(&mut self, _: Duration) -> io::Result<bool> {
+        let is_quiet = matches!(self.0.front(), Some(Piece::Quiet));
+        if is_quiet {
+            self.0.pop_front();
+        }
+        Ok(!is_quiet)
     }
 }
 

@@ -32,7 +32,7 @@ use crate::memory::address::HostPhysical;
 use crate::memory::page_table::Flush;
 use crate::processor::time_stamp;
 use crate::system::{self, Machinery, Management, PoolTables, map_failure};
-use crate::trace::public;
+use crate::trace::{console, public};
 
 /// Id of the root cell.
 pub const ROOT: u32 = 0;
@@ -236,6 +236,7 @@ pub fn start(cpu: &PerCpu, id: u64) -> Result<i64, Failure> {
     devices::attach(cpu, id as u32)?;
     cell.asked = None;
     cell.phase = Phase::Running;
+    console::end_line(id as u32);
     if let Some(watchdog) = &mut cell.watchdog {
         watchdog.start(time_stamp());
     }

@@ -1,12 +1,16 @@
 //! The console: a ring that the root reads, and a 16550.
 //!
-//! Characters go into the ring without a lock: a writer takes the next place and then fills it, so no guest can delay
-//! another by printing. Text is put together at launch and when something is wrong, by [`Line`], which has a line of its own:
-//! meanwhile characters of guests wait for its turn, but never longer than a few milliseconds.
+//! Characters go into the ring without a lock, each with who printed it: a writer takes the next place and then fills it, so
+//! no guest can delay another by printing, and whoever reads the ring puts lines together again. On the UART characters are
+//! in the order in which they came. Text is put together at launch and when something is wrong, by [`Line`], which has a line
+//! of its own there, too: meanwhile characters of guests wait for its turn, but never longer than a few milliseconds.
 
-use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use gaol_abi::public::{RING_OFFSET, RING_TEXT, RING_TEXT_OFFSET};
+use gaol_abi::MAX_CELLS;
+use gaol_abi::public::{
+    RING_BY_HYPERVISOR, RING_ENTRIES, RING_ENTRIES_OFFSET, RING_OFFSET, RingEntry,
+};
 
 use crate::launch::parameters;
 use crate::processor::{self, port_read, port_write};
@@ -83,25 +87,46 @@ fn put_uart(byte: u8) {
     }
 }
 
-/// Puts one character of a guest on the console.
-pub fn put(byte: u8) {
+/// Puts one character of a cell's on the console.
+pub fn put(cell: u32, byte: u8) {
     TURN.wait(processor::pause);
-    write(byte);
+    BEGUN.note(cell, byte != b'\n');
+    write_ring(cell as u8, byte);
+    write_uart(byte);
 }
 
+/// Ends the line that the cell has begun, if it has: what it prints from now on is of another life.
+pub fn end_line(cell: u32) {
+    if BEGUN.has(cell) {
+        put(cell, b'\n');
+    }
+}
+
+/// Puts one character of the hypervisor's own on the console.
 fn write(byte: u8) {
-    IS_LINE_BEGUN.store(byte != b'\n', Ordering::Relaxed);
+    write_ring(RING_BY_HYPERVISOR, byte);
+    write_uart(byte);
+}
+
+fn write_ring(source: u8, character: u8) {
     let ring = parameters::public_base().wrapping_add(RING_OFFSET);
     // SAFETY: the ring's header is an aligned u64 in the public pages, only accessed atomically.
     let written = unsafe { AtomicU64::from_ptr(ring as *mut u64) };
     let place = written
         .fetch_add(1, Ordering::AcqRel)
-        .checked_rem(RING_TEXT as u64)
+        .checked_rem(RING_ENTRIES as u64)
         .unwrap_or(0);
-    // SAFETY: inside the ring's text, which the root only reads.
-    unsafe {
-        (ring.wrapping_add(RING_TEXT_OFFSET).wrapping_add(place) as *mut u8).write_volatile(byte)
-    };
+    let entry = ring
+        .wrapping_add(RING_ENTRIES_OFFSET)
+        .wrapping_add(place.wrapping_mul(size_of::<RingEntry>() as u64));
+    let value = u16::from_le_bytes([character, source]);
+    // SAFETY: one of the ring's entries, aligned; the root only reads them. In one piece, so that nobody reads a character
+    // as another's.
+    unsafe { AtomicU16::from_ptr(entry as *mut u16) }.store(value, Ordering::Relaxed);
+}
+
+fn write_uart(byte: u8) {
+    IS_LINE_BEGUN.store(byte != b'\n', Ordering::Relaxed);
     if byte == b'\n' {
         put_uart(b'\r');
     }
@@ -114,8 +139,31 @@ fn write(byte: u8) {
 struct Turn(AtomicBool);
 
 static TURN: Turn = Turn(AtomicBool::new(false));
-/// Whether the last character written was another than the end of a line.
+/// Whether the last character on the UART was another than the end of a line.
 static IS_LINE_BEGUN: AtomicBool = AtomicBool::new(false);
+
+/// The cells that have begun a line and not ended it, a bit each.
+#[derive(Debug)]
+struct Begun(AtomicU32);
+
+static BEGUN: Begun = Begun(AtomicU32::new(0));
+
+const _: () = assert!(MAX_CELLS <= u32::BITS as usize);
+
+impl Begun {
+    fn has(&self, cell: u32) -> bool {
+        self.0.load(Ordering::Relaxed) & 1u32.unbounded_shl(cell) != 0
+    }
+
+    fn note(&self, cell: u32, has: bool) {
+        let bit = 1u32.unbounded_shl(cell);
+        match (self.has(cell), has) {
+            (false, true) => self.0.fetch_or(bit, Ordering::Relaxed),
+            (true, false) => self.0.fetch_and(!bit, Ordering::Relaxed),
+            _ => 0,
+        };
+    }
+}
 
 /// How often a writer looks whether the turn is free: for some ten milliseconds, more than a line takes at 115200 baud.
 const TURN_PATIENCE: u32 = 1_000_000;
@@ -155,11 +203,11 @@ impl Turn {
 #[must_use = "a line is ended by `end`"]
 pub struct Line(());
 
-/// Starts a line, behind the one that a guest may have begun.
+/// Starts a line, on the UART behind the one that a guest may have begun.
 pub fn line() -> Line {
     TURN.take(processor::pause);
     if IS_LINE_BEGUN.load(Ordering::Relaxed) {
-        write(b'\n');
+        write_uart(b'\n');
     }
     Line(())
 }
@@ -253,6 +301,24 @@ mod tests {
         turn.take(|| {});
         turn.give_back();
         turn.wait(|| panic!("it is free"));
+    }
+
+    #[test]
+    fn a_line_is_begun_until_it_ends() {
+        let begun = Begun(AtomicU32::new(0));
+        begun.note(0, true);
+        begun.note(15, true);
+        begun.note(15, true);
+        begun.note(7, false);
+        let all = |begun: &Begun| {
+            (0..=255)
+                .filter(|cell| begun.has(*cell))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(all(&begun), [0, 15]);
+        begun.note(0, false);
+        begun.note(255, true);
+        assert_eq!(all(&begun), [15]);
     }
 
     proptest! {

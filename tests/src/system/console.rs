@@ -17,6 +17,10 @@ pub(super) const GROUP: Group = Group {
             run: cells_print,
         },
         Check {
+            name: "lines-of-two-cells-do-not-mix",
+            run: two_print,
+        },
+        Check {
             name: "the-last-words-stay-after-disable",
             run: last_words,
         },
@@ -41,6 +45,37 @@ fn cells_print(context: &mut Context) -> Result<()> {
         "the serial line says only: {serial:?}"
     );
     Ok(())
+}
+
+/// Both print all the time. On the serial line, where each character goes at once, their lines are mixed then.
+fn two_print(context: &mut Context) -> Result<()> {
+    const LINES: usize = 150;
+    context.enable()?;
+    let words = format!("lines={LINES} every=1ms");
+    context.start_cell("hello", &words)?;
+    context.start_cell_with("latency", "hello", &words)?;
+    context.wait_console_count("hello: done", 2)?;
+    let console = context.machine.check("gaol console")?;
+    let printed: Vec<_> = console
+        .lines()
+        .filter(|line| !line.starts_with("Gaol: "))
+        .collect();
+    let is_whole = |line: &&&str| {
+        line.strip_prefix("hello: ").is_some_and(|rest| {
+            rest == "done"
+                || rest.starts_with("a cell with 1 CPU(s), TSC ") && rest.ends_with(" kHz")
+                || rest.ends_with("s up, 1 CPU(s) here") && rest.matches(' ').count() == 4
+        })
+    };
+    let whole = printed.iter().filter(is_whole).count();
+    ensure!(
+        whole == printed.len() && whole == 2 * (LINES + 2),
+        "{whole} of {} lines are whole: {console}",
+        printed.len()
+    );
+    context.machine.gaol("cell destroy latency")?;
+    context.machine.gaol("cell destroy hello")?;
+    context.disable()
 }
 
 fn last_words(context: &mut Context) -> Result<()> {
