@@ -39,7 +39,8 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    fn is_addressed(&self, target: Target) -> bool {
+    /// Whether its APIC takes what is meant for `target`; with `in_any_mode`, whether it would in one of its modes.
+    fn is_addressed(&self, target: Target, in_any_mode: bool) -> bool {
         let is_addressed = |x2apic| {
             let processor = Processor {
                 x2apic,
@@ -47,8 +48,7 @@ impl Receiver {
             };
             target.addresses(&processor, false)
         };
-        is_addressed(self.processor.x2apic)
-            || (self.owner.is_none() && is_addressed(!self.processor.x2apic))
+        is_addressed(self.processor.x2apic) || (in_any_mode && is_addressed(!self.processor.x2apic))
     }
 }
 
@@ -159,15 +159,10 @@ pub fn confine(target: Target, owner: u32, receivers: &impl Receivers) -> Option
     let mut reaches_others = false;
     for receiver in (0..receivers.count()).filter_map(|number| receivers.get(number)) {
         let is_own = receiver.owner == Some(owner);
-        // What a cell sends is not judged again when processors of others change hands, and with them their mode.
-        let seen = match is_own || owner == ROOT {
-            true => receiver,
-            false => Receiver {
-                owner: None,
-                ..receiver
-            },
-        };
-        if !seen.is_addressed(target) {
+        // The mode of a processor on its way is not certain; and what a cell sends is not judged again when those of others
+        // change hands, and with them their mode.
+        let in_any_mode = !is_own && (owner != ROOT || receiver.owner.is_none());
+        if !receiver.is_addressed(target, in_any_mode) {
             continue;
         }
         if is_own {
