@@ -33,6 +33,8 @@ pub struct Arguments {
 /// A test that runs on the host.
 struct HostStep {
     name: &'static str,
+    /// It needs one processor and takes long: it runs beside the others.
+    beside: bool,
     /// Counts of what passed and failed, and what is wrong.
     run: fn(&Toolchain) -> Result<Count>,
 }
@@ -48,10 +50,12 @@ struct Count {
 const HOST_STEPS: &[HostStep] = &[
     HostStep {
         name: "host/format",
+        beside: false,
         run: |_| single("format", cargo().args(["fmt", "--all", "--check"])),
     },
     HostStep {
         name: "host/clippy",
+        beside: false,
         run: |_| {
             single(
                 "clippy",
@@ -68,14 +72,17 @@ const HOST_STEPS: &[HostStep] = &[
     },
     HostStep {
         name: "host/clippy-hypervisor-images",
+        beside: false,
         run: clippy_images,
     },
     HostStep {
         name: "host/clippy-cell-images",
+        beside: false,
         run: clippy_cells,
     },
     HostStep {
         name: "host/documentation",
+        beside: false,
         run: |_| {
             single(
                 "documentation",
@@ -90,15 +97,18 @@ const HOST_STEPS: &[HostStep] = &[
     },
     HostStep {
         name: "host/module-without-warnings",
+        beside: false,
         run: |_| Ok(count_of(build::module())),
     },
     HostStep {
         name: "host/image",
+        beside: false,
         run: |toolchain| Ok(count_of(build::inspect(toolchain))),
     },
     // On QEMU: the world switch, what the module refuses, and the life of cells with a stand-in for the hypervisor.
     HostStep {
         name: "host/module-without-a-hypervisor",
+        beside: true,
         run: |_| {
             let script = artefacts::workspace_root().join("loader-driver/test/run");
             let mut run = Command::new(script);
@@ -108,6 +118,7 @@ const HOST_STEPS: &[HostStep] = &[
     },
     HostStep {
         name: "host/tests",
+        beside: false,
         run: |_| {
             let ended = process::run_to_end(
                 "host-tests",
@@ -119,6 +130,7 @@ const HOST_STEPS: &[HostStep] = &[
     // Too slow without optimization, and worth nothing without the checks of a debug build.
     HostStep {
         name: "host/decoder-on-ten-million-instructions",
+        beside: true,
         run: |_| {
             let ended = process::run_to_end(
                 "host-decoder",
@@ -168,10 +180,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let toolchain = setup::run(&progress)?;
     setup::lints(&progress)?;
     setup::qemu()?;
-    let mut total = Count::default();
-    for step in steps {
-        total.add(host_step(&progress, step, &toolchain));
-    }
+    let mut total = host_steps(&progress, &steps, &toolchain);
     if system > 0 {
         let parts = match arguments.no_build {
             true => &[],
@@ -206,6 +215,25 @@ fn present_skipped(skipped: &[Skipped]) {
             println!("    {check}");
         }
     }
+}
+
+/// All these steps, one after the other, and at the same time those that run beside them.
+fn host_steps(progress: &Progress, steps: &[&HostStep], toolchain: &Toolchain) -> Count {
+    let run = |beside| {
+        let mut count = Count::default();
+        for step in steps.iter().filter(|step| step.beside == beside) {
+            count.add(host_step(progress, step, toolchain));
+        }
+        count
+    };
+    std::thread::scope(|scope| {
+        let beside = scope.spawn(|| run(true));
+        let mut total = run(false);
+        total.add(beside.join().unwrap_or_else(|_| {
+            Count::failure("the steps that run beside the others have failed".to_owned())
+        }));
+        total
+    })
 }
 
 fn host_step(progress: &Progress, step: &HostStep, toolchain: &Toolchain) -> Count {
