@@ -1,5 +1,7 @@
 //! `cell list`, `cell stats`, `cell histogram`.
 
+use std::io;
+
 use gaol_abi::exit::COUNTER_KICKS;
 use gaol_abi::latency::{Results, SIGNATURE};
 use gaol_abi::public::{
@@ -592,6 +594,58 @@ fn trace_tells_what_happened_in_its_order() {
         (&json["left_out"], &json["overwritten"]),
         (&82.into(), &0.into())
     );
+}
+
+/// What `trace -f` writes to; with each piece, something happens.
+struct Watcher<'a> {
+    machine: &'a Machine,
+    pieces: Vec<String>,
+}
+
+impl io::Write for Watcher<'_> {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.pieces.push(String::from_utf8_lossy(text).into_owned());
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let event = |kind| TraceEvent {
+            kind,
+            cell: 1,
+            ..TraceEvent::new_zeroed()
+        };
+        let events = [TraceKind::Watchdog, TraceKind(99)].map(event);
+        match self.pieces.len() {
+            1 => self.machine.publish_events(&events),
+            _ => {
+                self.machine.write("sys/devices/gaol/enabled", "0\n");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn trace_is_followed_until_gaol_is_disabled() {
+    let machine = Machine::enabled();
+    machine.publish_events(&[TraceEvent {
+        kind: TraceKind::HypervisorFault,
+        ..TraceEvent::new_zeroed()
+    }]);
+    let mut output = Watcher {
+        machine: &machine,
+        pieces: Vec::new(),
+    };
+    let arguments = ["gaol", "trace", "-f"].map(Into::into).to_vec();
+    let mut errors = Vec::new();
+    let status = crate::run(arguments, || machine.host(), &mut output, &mut errors);
+    assert_eq!((status, errors), (0, Vec::new()));
+    // The second event only: the first one's number was told.
+    let [first, second] = output.pieces.as_slice() else {
+        panic!("{:?}", output.pieces);
+    };
+    assert!(first.contains("the hypervisor failed on CPU 0") && first.lines().count() == 1);
+    assert!(second.contains("unknown kind 99") && second.lines().count() == 1);
 }
 
 #[test]
