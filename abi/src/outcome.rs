@@ -204,8 +204,8 @@ pub enum Reason {
     DeviceHasReservedDma = 144,
     /// No IOMMU has as many interrupt entries, or knows of as many functions of cells \[segment << 16 | function\].
     IommuFull = 145,
-    /// A bridge to conventional PCI may speak in the place of the PCI function, so that no IOMMU can tell it from others
-    /// \[segment << 16 | function\].
+    /// A bridge to conventional PCI may speak in the place of the PCI function, or an IOAPIC or HPET has its address, so that
+    /// no IOMMU can tell it from others \[segment << 16 | function\].
     DeviceSharesRequester = 146,
     /// The IOMMU of an IOAPIC has no interrupt entry left for a line \[address of the IOAPIC's registers\].
     IommuLines = 147,

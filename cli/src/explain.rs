@@ -442,9 +442,9 @@ fn of_hardware(reason: Reason, detail: u64) -> Option<Words> {
         ),
         Reason::DeviceSharesRequester => words(
             format!(
-                "PCI function {function} is behind a bridge to conventional PCI: the IOMMU takes its DMA for the bridge's, which is the root cell's"
+                "PCI function {function} is behind a bridge to conventional PCI, or has the address of an IOAPIC or HPET: no IOMMU can tell it from others"
             ),
-            "Put the card into a slot of PCI Express, or write `bus-master = false` below it if the cell uses its registers only.",
+            "Put a card into a slot of PCI Express, or write `bus-master = false` below it if the cell uses its registers only.",
         ),
         Reason::DeviceNotTaken => words(
             format!("Linux does not let go of PCI function {function}"),

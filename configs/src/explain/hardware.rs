@@ -58,10 +58,10 @@ impl Explainer<'_> {
             ),
             Reason::DeviceSharesRequester => words(
                 format!(
-                    "PCI function {device} is behind a bridge to conventional PCI: the IOMMU takes its DMA for the bridge's, which is the root cell's"
+                    "PCI function {device} is behind a bridge to conventional PCI, or has the address of an IOAPIC or HPET: no IOMMU can tell it from others"
                 ),
                 "not told apart",
-                "Put the card into a slot of PCI Express, or write `bus-master = false` below it if the cell uses its registers only.",
+                "Put a card into a slot of PCI Express, or write `bus-master = false` below it if the cell uses its registers only.",
             ),
             Reason::VectorBudget => {
                 place = places.and_then(|places| places.vectors.clone()).or(place);

@@ -1,8 +1,9 @@
 //! PCI functions, their interrupt vectors, and interrupt lines.
 
 use gaol_abi::config::{
-    AssignedDevice, DEFAULT_DEVICE_VECTORS, DEVICE_NO_MASTER, Interrupt, MACHINE_DEVICE_BRIDGE,
-    MACHINE_DEVICE_SHARES_REQUESTER, MachineDevice, RANGE_IO_APIC,
+    AssignedDevice, DEFAULT_DEVICE_VECTORS, DEVICE_NO_MASTER, IOMMU_SOURCE_HPET,
+    IOMMU_SOURCE_IO_APIC, Interrupt, MACHINE_DEVICE_BRIDGE, MACHINE_DEVICE_SHARES_REQUESTER,
+    MachineDevice, RANGE_IO_APIC,
 };
 use gaol_abi::outcome::Reason;
 
@@ -67,13 +68,23 @@ pub fn is_unprotected(machine: &Machine<'_>, device: &AssignedDevice) -> bool {
     machine.system.is_some() && device.flags & DEVICE_NO_MASTER == 0 && !machine.confines(device)
 }
 
-/// Whether an IOMMU would take what the function does for what its bridge does, which is the root's: the function would
-/// reach the root's memory, and not its cell's (VT-d specification, "Source Identifier"; PCI Express to PCI/PCI-X Bridge
-/// specification, "Transaction Ownership").
+/// Whether an IOMMU would take what the function does for what another does: its bridge, which is the root's, so that the
+/// function would reach the root's memory, and not its cell's (VT-d specification, "Source Identifier"; PCI Express to
+/// PCI/PCI-X Bridge specification, "Transaction Ownership"); or an interrupt controller, whose interrupts it could raise.
 fn shares_requester(machine: &Machine<'_>, device: &AssignedDevice, known: &MachineDevice) -> bool {
-    known.flags & MACHINE_DEVICE_SHARES_REQUESTER != 0
+    let is_behind_a_bridge = known.flags & MACHINE_DEVICE_SHARES_REQUESTER != 0;
+    (is_behind_a_bridge || is_controllers_address(machine, device))
         && device.flags & DEVICE_NO_MASTER == 0
         && machine.confines(device)
+}
+
+/// Whether an IOAPIC or an HPET sends its messages under the function's address.
+fn is_controllers_address(machine: &Machine<'_>, device: &AssignedDevice) -> bool {
+    let sources = machine.system.map_or(&[][..], |it| it.iommu_sources());
+    sources.iter().any(|source| {
+        [IOMMU_SOURCE_IO_APIC, IOMMU_SOURCE_HPET].contains(&source.kind)
+            && function_number(source.segment, source.source) == number(device)
+    })
 }
 
 impl Ledger {

@@ -1,7 +1,8 @@
 //! What a cell may have of a machine that the system configuration describes.
 
 use gaol_abi::config::{
-    CELL_UNPROTECTED_DMA, DEVICE_NO_MASTER, IOMMU_SOURCE_IO_APIC, IommuSource, MACHINE_BAR_PORTS,
+    CELL_UNPROTECTED_DMA, DEVICE_NO_MASTER, IOMMU_INCLUDES_ALL, IOMMU_SOURCE_FUNCTION,
+    IOMMU_SOURCE_HPET, IOMMU_SOURCE_IO_APIC, IommuSource, IommuUnit, MACHINE_BAR_PORTS,
     MACHINE_DEVICE_BRIDGE, MACHINE_DEVICE_SHARES_REQUESTER, MEMORY_COMMUNICATION, MEMORY_CONTINUED,
     MEMORY_DEVICE, MEMORY_DMA, MEMORY_EXECUTE, MEMORY_LOADABLE, MEMORY_READ, MEMORY_ROOT_SHARED,
     MEMORY_SHARED, MEMORY_TYPE_UNCACHEABLE, MEMORY_TYPE_WRITE_BACK, MEMORY_TYPE_WRITE_COMBINING,
@@ -646,6 +647,44 @@ fn a_function_that_a_bridge_speaks_for_goes_to_no_cell_where_an_iommu_is() {
     };
     assert_eq!(without(0), Err((Reason::UnprotectedDma, 0x200)));
     assert_eq!(without(CELL_UNPROTECTED_DMA), Ok(()));
+}
+
+#[test]
+fn a_function_at_the_address_of_an_interrupt_controller_goes_to_no_cell_where_an_iommu_is() {
+    let verdict = |kind, segment, flags| {
+        let mut system = system();
+        system.iommus = [0, 1]
+            .map(|segment| IommuUnit {
+                registers: 0xfd10_0000 + 0x1000 * u64::from(segment),
+                size: 0x1000,
+                segment,
+                flags: IOMMU_INCLUDES_ALL,
+            })
+            .to_vec();
+        system
+            .ranges
+            .push(range(RANGE_IOMMU, 0xfd10_1000, 0x1000, 0, 0));
+        let is_io_apic = kind == IOMMU_SOURCE_IO_APIC;
+        system.iommu_sources = vec![IommuSource {
+            address: if is_io_apic { 0xfec0_0000 } else { 0 },
+            unit: segment,
+            kind,
+            segment,
+            source: 0x18,
+        }];
+        let mut cell = cell("cell", 3, 0x3000_0000);
+        cell.devices = vec![AssignedDevice {
+            flags,
+            ..device(0x18)
+        }];
+        first(all_faults(&system, &[cell], Placement::Complete))
+    };
+    let refused = Err((Reason::DeviceSharesRequester, 0x18));
+    assert_eq!(verdict(IOMMU_SOURCE_IO_APIC, 0, 0), refused);
+    assert_eq!(verdict(IOMMU_SOURCE_HPET, 0, 0), refused);
+    assert_eq!(verdict(IOMMU_SOURCE_FUNCTION, 0, 0), Ok(()));
+    assert_eq!(verdict(IOMMU_SOURCE_IO_APIC, 1, 0), Ok(()));
+    assert_eq!(verdict(IOMMU_SOURCE_IO_APIC, 0, DEVICE_NO_MASTER), Ok(()));
 }
 
 #[test]
