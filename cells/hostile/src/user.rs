@@ -14,6 +14,7 @@ use hostile_cell::violations::Vendor;
 use crate::perform::memory::{TablePointer, window};
 
 const CPUS: usize = 8;
+const NMI: u64 = 2;
 const CODE: u16 = 0x08;
 const USER_DATA: u64 = 0x23;
 const USER_CODE: u64 = 0x2b;
@@ -112,6 +113,11 @@ hostile_user_exceptions:
     .set vector, vector + 1
     .endr
 
+    # Another CPU of the cell may send one at any time.
+    .balign 16
+hostile_user_nmi:
+    iretq
+
     .balign 16
 hostile_spin:
     jmp hostile_spin
@@ -124,6 +130,7 @@ hostile_spin:
 unsafe extern "C" {
     fn hostile_user_run(program: u64, stack: u64, rax: u64, rdi: u64, task: u64, result: u64);
     static hostile_user_exceptions: u8;
+    static hostile_user_nmi: u8;
     static hostile_spin: u8;
 }
 
@@ -195,7 +202,11 @@ pub fn execute(number: u32, instruction: UserInstruction, vendor: Vendor) -> Out
     let tables = load_tables(number);
     let stubs = &raw const hostile_user_exceptions as u64;
     for vector in 0..32 {
-        let [low, high] = interrupt_gate(CODE, stubs + 16 * vector);
+        let handler = match vector {
+            NMI => &raw const hostile_user_nmi as u64,
+            _ => stubs + 16 * vector,
+        };
+        let [low, high] = interrupt_gate(CODE, handler);
         tables.interrupts[2 * vector as usize].store(low, Ordering::Relaxed);
         tables.interrupts[2 * vector as usize + 1].store(high, Ordering::Relaxed);
     }
