@@ -59,6 +59,10 @@ pub(super) fn rows(facts: &Facts, rows: &mut Vec<Row>) {
         Err(problem) => SOURCE.unknown(problem),
         Ok(None) => SOURCE.undecided("Linux does not tell", "Mount /sys."),
         Ok(Some(name)) if name == "tsc" => SOURCE.ok("tsc"),
+        Ok(Some(name)) if name == "tsc-early" => SOURCE.undecided(
+            "not yet: Linux still measures it",
+            "Ask again when Linux has been up for half a minute.",
+        ),
         Ok(Some(name)) => SOURCE.bad(
             format!("no: Linux uses {name:?}"),
             "See `dmesg | grep -i tsc` for what Linux found wrong with the TSC.",
