@@ -261,7 +261,8 @@ static long scrub(unsigned int id, u64 *cycles, bool *had_more)
 	do {
 		u64 before = *cycles;
 
-		left = gaol_hypercall(GAOL_HYPERCALL_SCRUB, id, 0, cycles);
+		left = gaol_hypercall_in_turn(GAOL_HYPERCALL_SCRUB, id, 0,
+					      cycles);
 		*had_more |= left > 0;
 		if (left > 0 && *cycles - before < SCRUB_IDLE_CYCLES)
 			usleep_range(500, 1000);
@@ -298,7 +299,8 @@ static long call_until_done(unsigned long number, struct gaol_cell *cell,
 			    u64 flags, u64 *cycles, u64 *scrub_cycles)
 {
 	for (;;) {
-		long result = gaol_hypercall(number, cell->id, flags, cycles);
+		long result = gaol_hypercall_in_turn(number, cell->id, flags,
+						     cycles);
 		bool had_more;
 
 		if (result != -EAGAIN)
@@ -376,10 +378,11 @@ static long create_in_hypervisor(const struct gaol_cell *cell,
 
 	if (!header)
 		return -ENOMEM;
-	id = gaol_hypercall(GAOL_HYPERCALL_CELL_CREATE, virt_to_phys(header),
-			    request->flags & GAOL_DRIVER_FLAG_CREATE_FORCE ?
-				    GAOL_HYPERCALL_DESTROY_FORCE : 0,
-			    &request->cycles);
+	id = gaol_hypercall_in_turn(GAOL_HYPERCALL_CELL_CREATE,
+				    virt_to_phys(header),
+				    request->flags & GAOL_DRIVER_FLAG_CREATE_FORCE ?
+					    GAOL_HYPERCALL_DESTROY_FORCE : 0,
+				    &request->cycles);
 	kfree(header);
 	if (id < 0)
 		return gaol_hypercall_error(id, &request->outcome);
@@ -534,8 +537,8 @@ int gaol_cell_start(struct gaol_cell_command *command)
 	command->scrub_cycles = 0;
 	if (error)
 		return error;
-	result = gaol_hypercall(GAOL_HYPERCALL_CELL_START, cell->id, 0,
-				&command->cycles);
+	result = gaol_hypercall_in_turn(GAOL_HYPERCALL_CELL_START, cell->id, 0,
+					&command->cycles);
 	if (result)
 		return gaol_hypercall_error(result, &command->outcome);
 	gaol_watchdog_start(cell);

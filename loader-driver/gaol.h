@@ -180,6 +180,7 @@ int gaol_disable(struct gaol_cell_command *command);
 int gaol_give_back(void);
 int gaol_check_enabled(struct gaol_outcome *outcome);
 long gaol_hypercall(u32 number, u64 first, u64 second, u64 *cycles);
+long gaol_hypercall_in_turn(u32 number, u64 first, u64 second, u64 *cycles);
 int gaol_hypercall_error(long result, struct gaol_outcome *outcome);
 
 /* stub.S */

@@ -316,6 +316,28 @@ long gaol_hypercall(u32 number, u64 first, u64 second, u64 *cycles)
 	return result;
 }
 
+/* How often a call that was refused for another is tried again. */
+#define TURN_ROUNDS	1000
+
+/*
+ * The same, for those that the hypervisor does one at a time. Whoever comes
+ * second is refused at once, even while somebody only looks at the state of a
+ * cell, which takes microseconds: a refusal of this kind concerns nobody else,
+ * unless it lasts.
+ */
+long gaol_hypercall_in_turn(u32 number, u64 first, u64 second, u64 *cycles)
+{
+	unsigned int round;
+	long result;
+
+	for (round = 0;; round++) {
+		result = gaol_hypercall(number, first, second, cycles);
+		if (result != -EINPROGRESS || round == TURN_ROUNDS)
+			return result;
+		usleep_range(50, 200);
+	}
+}
+
 /* Turns a failed call into an error number and says why it failed. */
 int gaol_hypercall_error(long result, struct gaol_outcome *outcome)
 {

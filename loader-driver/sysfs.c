@@ -254,8 +254,8 @@ static ssize_t state_show(struct kobject *kobj,
 
 	if (!enter())
 		return -ENODEV;
-	state = gaol_hypercall(GAOL_HYPERCALL_CELL_GET_STATE,
-			       to_cell(kobj)->id, 0, NULL);
+	state = gaol_hypercall_in_turn(GAOL_HYPERCALL_CELL_GET_STATE,
+				       to_cell(kobj)->id, 0, NULL);
 	leave();
 	return sysfs_emit(buffer, "%s\n", state_name(state));
 }

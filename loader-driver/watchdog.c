@@ -176,8 +176,9 @@ void gaol_watchdog_free(struct gaol_cell *cell)
 
 static long stop_by_force(const struct gaol_cell *cell)
 {
-	return gaol_hypercall(GAOL_HYPERCALL_CELL_SET_LOADABLE, cell->id,
-			      GAOL_HYPERCALL_DESTROY_FORCE, NULL);
+	return gaol_hypercall_in_turn(GAOL_HYPERCALL_CELL_SET_LOADABLE,
+				      cell->id, GAOL_HYPERCALL_DESTROY_FORCE,
+				      NULL);
 }
 
 static void give_up(struct gaol_cell *cell, const char *why)
@@ -193,7 +194,7 @@ static void restart(struct gaol_cell *cell)
 	struct gaol_watchdog *watchdog = &cell->watchdog;
 	long result = stop_by_force(cell);
 
-	if (result == -EBUSY) {
+	if (result == -EBUSY || result == -EINPROGRESS) {
 		look_later(cell);
 		return;
 	}
@@ -205,8 +206,8 @@ static void restart(struct gaol_cell *cell)
 	if (!result)
 		result = load_again(cell);
 	if (!result)
-		result = gaol_hypercall(GAOL_HYPERCALL_CELL_START, cell->id, 0,
-					NULL);
+		result = gaol_hypercall_in_turn(GAOL_HYPERCALL_CELL_START,
+						cell->id, 0, NULL);
 	if (result) {
 		give_up(cell, "it could not be stopped, loaded or started");
 		return;
@@ -246,7 +247,7 @@ static void look(struct work_struct *work)
 		restart(cell);
 		mutex_unlock(&gaol.lock);
 		return;
-	case -EBUSY:
+	case -EINPROGRESS:
 		/* Another CPU is in a management call. */
 		break;
 	default:

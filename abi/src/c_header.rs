@@ -373,7 +373,7 @@ enumerations! {
     hypercall::CpuInfoType { State, StatisticsBase }
     hypercall::Errno {
         NotPermitted, NoEntry, InputOutput, TooBig, TryAgain, NoMemory, Busy, Exists, NoDevice, Invalid, Range,
-        NoSystemCall, TimedOut,
+        NoSystemCall, TimedOut, InProgress,
     }
     outcome::MachineFault {
         RangePlace, RangeKind, PciConfigurationSize, IoApicPins, HypervisorOnRange, Cpu, DeviceOrder, BarDevice, BarPlace,

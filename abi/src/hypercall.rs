@@ -162,4 +162,6 @@ pub enum Errno {
     NoSystemCall = 38,
     /// A deadline passed.
     TimedOut = 110,
+    /// Another CPU is in such a call.
+    InProgress = 115,
 }

@@ -126,10 +126,11 @@ pub fn try_manage() -> Result<Guard, Failure> {
     if BROKEN.load(Ordering::Acquire) {
         return Err(Failure::gaol(Reason::HypervisorFault, 0));
     }
-    MANAGEMENT
-        .try_lock()
-        .map(Guard::new)
-        .ok_or(Failure::caller(Errno::Busy, Reason::InProgress, 0))
+    MANAGEMENT.try_lock().map(Guard::new).ok_or(Failure::caller(
+        Errno::InProgress,
+        Reason::InProgress,
+        0,
+    ))
 }
 
 /// The code that ran with the page table `cr3` is abandoned: if it was in the middle of a management operation, there is

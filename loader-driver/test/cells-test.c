@@ -302,6 +302,36 @@ static void live_once(void)
 	check_mapping(memory);
 }
 
+/* Other CPUs are in a call of their own each time that the module comes. */
+static void live_among_others(void)
+{
+	struct gaol_cell_create_request request;
+	uint32_t reason;
+
+	try_to_write(FAKE "busy", "3");
+	CHECK(!create(&request), "create among others: %u",
+	      request.outcome.reason);
+	try_to_write(FAKE "busy", "3");
+	CHECK(!strcmp(text_of(CELL_PATH "state"), "shut down\n"),
+	      "state among others: %s", text_of(CELL_PATH "state"));
+	try_to_write(FAKE "busy", "3");
+	CHECK(!command(GAOL_IOCTL_CELL_START, -1, "test", 0, &reason),
+	      "start among others: %u", reason);
+	try_to_write(FAKE "busy", "3");
+	CHECK(!command(GAOL_IOCTL_CELL_SHUTDOWN, -1, "test", 1, &reason),
+	      "shutdown among others: %u", reason);
+	/* One that never ends is told of. */
+	try_to_write(FAKE "busy", "100000");
+	CHECK(command(GAOL_IOCTL_CELL_START, -1, "test", 0, &reason) ==
+		      -EINPROGRESS,
+	      "start beside an endless call");
+	try_to_write(FAKE "busy", "3");
+	CHECK(!command(GAOL_IOCTL_CELL_DESTROY, -1, "test", 1, &reason),
+	      "destroy among others: %u", reason);
+	CHECK(!strcmp(text_of(FAKE "busy"), "0\n"), "%s are left",
+	      text_of(FAKE "busy"));
+}
+
 int main(int count, char **arguments)
 {
 	struct gaol_cell_create_request request;
@@ -322,6 +352,7 @@ int main(int count, char **arguments)
 		if (!round) {
 			refuse_configurations();
 			fail_in_the_hypervisor();
+			live_among_others();
 		}
 		live_once();
 		try_to_write(FAKE "fail", "0");

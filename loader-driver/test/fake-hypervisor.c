@@ -5,7 +5,8 @@
  * comes back with success, this lets the whole module be driven anywhere.
  *
  * Parameters: "fail" is the number of a hypercall that fails at its next call (-1:
- * none), "calls" counts calls, "bad" counts those that no hypervisor should be asked.
+ * none), "busy" counts the calls to come that are refused for one of another CPU,
+ * "calls" counts calls, "bad" counts those that no hypervisor should be asked.
  */
 #include <linux/cpumask.h>
 #include <linux/io.h>
@@ -18,6 +19,8 @@
 
 static int fail = -1;
 module_param(fail, int, 0644);
+static int busy;
+module_param(busy, int, 0644);
 static int calls;
 module_param(calls, int, 0444);
 static int bad;
@@ -91,6 +94,10 @@ static long answer(u32 number, u64 first, u64 second)
 		    arch_atomic_inc_return(&failed) % first == 0)
 			WRITE_ONCE(fail, -1);
 		return -EIO;
+	}
+	if (number != GAOL_HYPERCALL_DISABLE && READ_ONCE(busy) > 0) {
+		WRITE_ONCE(busy, busy - 1);
+		return -EINPROGRESS;
 	}
 	switch (number) {
 	case GAOL_HYPERCALL_DISABLE:
