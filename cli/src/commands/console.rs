@@ -11,6 +11,7 @@ use std::time::Duration;
 use gaol_abi::public::RingEntry;
 use serde_json::json;
 
+use crate::device::Console;
 use crate::failure::{Failure, Result, plain};
 use crate::host::Host;
 use crate::output::Report;
@@ -112,6 +113,11 @@ impl Lines {
     }
 }
 
+fn open(host: &mut Host, follow: bool) -> Result<Box<dyn Console>> {
+    let opened = host.device.console(follow);
+    opened.map_err(|error| host.failure("cannot open the console", error, &host.facts(None)))
+}
+
 fn read_failure(error: &std::io::Error) -> Failure {
     Failure::new(
         "system_error",
@@ -125,9 +131,7 @@ fn read_failure(error: &std::io::Error) -> Failure {
 /// # Errors
 /// When the device can't be read.
 pub fn show(host: &mut Host) -> Result<Report> {
-    let opened = host.device.console(false);
-    let mut console = opened
-        .map_err(|error| host.failure("cannot open the console", error, &host.facts(None)))?;
+    let mut console = open(host, false)?;
     let mut lines = Lines::default();
     let mut text = Vec::new();
     let mut buffer = [0; 4096];
@@ -151,9 +155,7 @@ pub fn show(host: &mut Host) -> Result<Report> {
 /// # Errors
 /// When the device can't be read.
 pub fn follow(host: &mut Host, output: &mut dyn Write) -> Result<Report> {
-    let opened = host.device.console(true);
-    let mut console = opened
-        .map_err(|error| host.failure("cannot open the console", error, &host.facts(None)))?;
+    let mut console = open(host, true)?;
     let mut write = |text: &[u8]| {
         let written = output.write_all(text);
         written.and_then(|()| output.flush()).is_ok()
